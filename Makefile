@@ -1,0 +1,94 @@
+# RepSync: run it, test it, check it. `make` alone lists the targets.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+JS := tests/js
+# Stamps say which lock is installed; a changed lock is newer than its stamp and is installed again.
+RUN_STAMP := $(VENV)/.stamp-run
+DEV_STAMP := $(VENV)/.stamp-dev
+JS_STAMP := $(JS)/node_modules/.stamp
+
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --require-hashes
+# `universal` resolves for every platform and Python from 3.11 on, and lists the hashes of all files.
+UV_COMPILE := $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	--generate-hashes --custom-compile-command "make lock"
+
+# The dev lock holds everything of the run-time lock in the same versions: where it is installed,
+# `make run` uses it instead of installing anything.
+RUN_DEPS := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(RUN_STAMP))
+
+# An environment whose interpreter is gone or too old is built anew.
+ifneq ($(shell $(PY) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null),True)
+REBUILD := rebuild
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt lock clean setup js rebuild
+# Two installations into one environment must not overlap, so -j has no effect here.
+.NOTPARALLEL:
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+run: $(RUN_DEPS) ## Start the server on this machine
+	@$(PY) -m server
+
+test: js setup ## Run the tests; ARGS="-k presence" passes options to pytest
+	@$(PY) -m pytest -n 2 $(ARGS)
+
+lint: setup ## Check style, types and the direction of imports
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+fmt: setup ## Format the code and mend what can be mended
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+lock: setup ## Write the lock files from pyproject.toml; ARGS=--upgrade takes newer versions
+	$(UV_COMPILE) $(ARGS) --output-file requirements.txt
+	$(UV_COMPILE) $(ARGS) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+clean: ## Remove what was installed and cached; data/ stays
+	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+setup: $(DEV_STAMP)
+
+$(VENV)/pyvenv.cfg: $(REBUILD)
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "RepSync needs Python 3.11 or newer, and '$(PYTHON)' was not found." \
+			"Install it or name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "RepSync needs Python 3.11 or newer, and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1)." \
+			"Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VENV)
+
+$(RUN_STAMP): requirements.txt $(VENV)/pyvenv.cfg
+	@echo "Installing requirements.txt into $(VENV)"
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.txt $(VENV)/pyvenv.cfg
+	@echo "Installing requirements-dev.txt into $(VENV)"
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+# The JavaScript clients need Node. On a developer's machine they may be missing, in CI they may not.
+js:
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		$(MAKE) --silent --no-print-directory $(JS_STAMP); \
+	elif [ -n "$$CI" ]; then \
+		echo "Node.js with npm was not found: CI must run the JavaScript client tests." >&2; exit 1; \
+	else \
+		echo "Node.js with npm was not found: the JavaScript client tests are skipped."; \
+	fi
+
+$(JS_STAMP): $(JS)/package-lock.json
+	@echo "Installing the JavaScript clients into $(JS)/node_modules"
+	@cd $(JS) && npm ci --loglevel=error --ignore-scripts --no-audit --no-fund
+	@touch $@

@@ -1,0 +1,1 @@
+"""Documents, admission, ordering, presence and rooms: plain objects without I/O."""

@@ -1,0 +1,87 @@
+"""Who may do what with a document.
+
+| workout role | read | write | run | manage |      | template role | read | write | manage |
+|--------------|------|-------|-----|--------|      |---------------|------|-------|--------|
+| owner        |  x   |   x   |  x  |   x    |      | owner         |  x   |   x   |   x    |
+| coach        |  x   |   x   |  x  |        |      | editor        |  x   |   x   |        |
+| participant  |  x   |   x   |     |        |      | viewer        |  x   |       |        |
+| spectator    |  x   |       |     |        |
+
+Run is starting, pausing and ending a workout; manage is letting others in. A set belongs to the
+user who did it, whatever the role. Who is no member reads what its visibility shows, and nothing
+else: private none, friends those whose token lists the owner, public everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any, Literal
+
+from crdt.ids import DocKind, UserId
+
+
+class Right(Flag):
+    NONE = 0
+    READ = auto()
+    WRITE = auto()
+    RUN = auto()
+    MANAGE = auto()
+
+
+WorkoutRole = Literal["owner", "coach", "participant", "spectator"]
+TemplateRole = Literal["owner", "editor", "viewer"]
+
+RIGHTS: dict[DocKind, dict[str, Right]] = {
+    DocKind.WORKOUT: {
+        "owner": Right.READ | Right.WRITE | Right.RUN | Right.MANAGE,
+        "coach": Right.READ | Right.WRITE | Right.RUN,
+        "participant": Right.READ | Right.WRITE,
+        "spectator": Right.READ,
+    },
+    DocKind.TEMPLATE: {
+        "owner": Right.READ | Right.WRITE | Right.MANAGE,
+        "editor": Right.READ | Right.WRITE,
+        "viewer": Right.READ,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A durable right to a document; an empty role is none any more. `name` is the user's name
+    when last heard of."""
+
+    user_id: UserId
+    role: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who a token speaks for."""
+
+    id: UserId
+    name: str
+    role: str = "user"
+    friends: frozenset[str] = frozenset()
+
+    def to_wire(self) -> dict[str, str]:
+        return {"id": self.id, "name": self.name}
+
+
+def rights_of(
+    user: User, kind: DocKind, meta: Mapping[str, Any], members: Mapping[UserId, Member]
+) -> Right:
+    """What `user` may do with a document of this `meta` and these members."""
+    member = members.get(user.id)
+    if member is not None:
+        return RIGHTS[kind].get(member.role, Right.NONE)
+    return Right.READ if is_visible(meta, user.friends) else Right.NONE
+
+
+def is_visible(meta: Mapping[str, Any], friends: Collection[str]) -> bool:
+    """Whether somebody with these friends may look in without being a member."""
+    visibility = meta.get("visibility")
+    return visibility == "public" or (visibility == "friends" and meta.get("owner_id") in friends)

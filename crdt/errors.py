@@ -1,0 +1,101 @@
+"""What can be refused, and how it is told.
+
+    RepSyncError            code              retryable
+    ├── Unauthenticated     unauthenticated   no
+    │   └── TokenExpired    token_expired     no    (a new token helps)
+    ├── Forbidden           forbidden         no
+    ├── NotFound            not_found         no
+    ├── Invalid             invalid           no    details: [{path, message}]
+    ├── Conflict            conflict          no    details: what stands in the way
+    ├── TooLarge            too_large         no
+    ├── Unsynced            unsynced          yes   after a sync
+    └── Unavailable         unavailable       yes   the log cannot be written now
+
+Each error becomes the same object in an ack, in a connect error and in `sync-rejected`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RepSyncError(Exception):
+    """An error that its cause, a client, is told about. The code is stable, the text is not."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, details: Any = None, retry_after_ms: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.details = details
+        self.retry_after_ms = retry_after_ms
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error object of the wire contract."""
+        wire: dict[str, Any] = {
+            "code": self.code,
+            "message": str(self),
+            "retryable": self.retryable,
+        }
+        if self.details is not None:
+            wire["details"] = self.details
+        if self.retry_after_ms is not None:
+            wire["retry_after_ms"] = self.retry_after_ms
+        return wire
+
+
+class Unauthenticated(RepSyncError):
+    code = "unauthenticated"
+
+
+class TokenExpired(Unauthenticated):
+    code = "token_expired"
+
+
+class Forbidden(RepSyncError):
+    code = "forbidden"
+
+
+class NotFound(RepSyncError):
+    code = "not_found"
+
+
+class Invalid(RepSyncError):
+    code = "invalid"
+
+    @classmethod
+    def at(cls, path: str, message: str) -> Invalid:
+        """One thing is wrong, at `path` (`set.reps`)."""
+        return cls(f"{path}: {message}", details=[{"path": path, "message": message}])
+
+
+class Conflict(RepSyncError):
+    code = "conflict"
+
+
+class TooLarge(RepSyncError):
+    code = "too_large"
+
+    def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{what} of {size_bytes} bytes is over the limit of {limit_bytes}",
+            details={"size_bytes": size_bytes, "limit_bytes": limit_bytes},
+        )
+
+
+class Unsynced(RepSyncError):
+    """The update builds on changes that this server has not seen."""
+
+    code = "unsynced"
+    retryable = True
+
+
+class Unavailable(RepSyncError):
+    code = "unavailable"
+    retryable = True
+
+
+INTERNAL: dict[str, Any] = {"code": "internal", "message": "internal error", "retryable": True}
+"""What a client is told of a failure that nobody foresaw; the trace stays in the log."""

@@ -1,0 +1,186 @@
+"""What the rooms need from outside: something durable, somebody to tell, and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from crdt.access import Member
+from crdt.events import DomainEvent
+from crdt.ids import ConnectionId, DocKind, DocName, UserId
+from crdt.records import Award, Score
+
+Durability = Literal["disk", "cluster", "local", "memory"]
+
+Awards = Mapping[str, Mapping[str, Award]]
+"""set id -> record type -> the award."""
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who made a change, with which device, through which connection."""
+
+    user_id: UserId
+    name: str
+    device_id: str
+    connection_id: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What lists show of a document without opening it."""
+
+    doc: DocName
+    owner_id: UserId
+    title: str
+    status: str | None
+    mode: str | None
+    visibility: str
+    created_at: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a change was stored: its position in the document's log, and the records it won."""
+
+    seq: int
+    awards: Awards = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change within an append: who made it, and what must become durable together with it.
+
+    `answer` makes the ack from the outcome; what it returns is kept for `op_id`. It is called
+    where the store works, maybe in another thread: a pure function.
+    """
+
+    author: Author
+    at_ms: int
+    event: str
+    op_id: str | None = None
+    scores: Sequence[Score] = ()
+    members: Sequence[Member] = ()
+    answer: Callable[[Stored], Answer] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One log record: the merged update of all its entries (None if only members changed)."""
+
+    doc: DocName
+    update: bytes | None
+    entries: Sequence[Entry]
+    summary: Summary
+    creates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A document as stored: a snapshot (None if there is none yet), what came after it, oldest
+    first, and what is kept beside the log. `seq` is the last position, `snapshot_seq` the
+    snapshot's."""
+
+    snapshot: bytes | None
+    updates: Sequence[bytes]
+    seq: int
+    snapshot_seq: int
+    members: Mapping[UserId, Member]
+    awards: Awards
+
+
+class Store(Protocol):
+    """The durable log and what is kept with it.
+
+    An append is atomic and durable when it returns: after a crash all of it is there, or none,
+    and never a part. Everything beside the log (lists, members, records, answers) is written in
+    the same step as the update that caused it.
+
+    Every method raises `Unavailable` when the store cannot do it now; the outcome of an append
+    that raised is unknown, and its room must be read again.
+    """
+
+    @property
+    def durability(self) -> Durability:
+        """What an ack may promise after an append."""
+
+    async def load(self, doc: DocName) -> Loaded | None:
+        """The document, or None if there has never been one."""
+
+    async def append(self, batch: Append) -> Stored:
+        """Append one record.
+
+        A score wins a record when no other set of the user and exercise has reached its value;
+        a set wins each type at most once, however often it comes.
+
+        Raises:
+            Conflict: `creates` is set and the document exists.
+        """
+
+    async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+        """Replace positions up to `upto` by a snapshot, if the present one still is at `base`.
+
+        Returns: False when somebody else was faster, which is normal.
+        """
+
+    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
+        """What this user's `op_id` was answered with in the last 24 hours or longer."""
+
+    async def summaries(self, user_id: UserId, kind: DocKind) -> Sequence[tuple[Summary, str]]:
+        """The documents that this user is a member of, newest first, with the user's role."""
+
+    async def summary(self, doc: DocName) -> Summary | None:
+        """One document's summary."""
+
+    async def active_workout(self, owner_id: UserId) -> str | None:
+        """The id of the workout that holds the owner's claim, if any."""
+
+    async def claim_active(
+        self, owner_id: UserId, workout_id: str, instead_of: str | None = None
+    ) -> str:
+        """Make this the owner's one active workout, unless another one is.
+
+        The claim ends with the append that ends the workout. `instead_of` takes it over from a
+        workout that is known not to be live.
+
+        Returns: the id of the workout that holds the claim now.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a room tells its members after an append.
+
+    `update` is None when only members changed. `sender` is the one connection that needs no copy
+    of it; None when changes of several were merged.
+    """
+
+    doc: DocName
+    seq: int
+    update: bytes | None
+    sender: ConnectionId | None
+    events: Sequence[DomainEvent]
+    touches_progress: bool
+
+
+class Outlet(Protocol):
+    """Where rooms speak to the sockets joined to them. Never blocks, never raises."""
+
+    def committed(self, commit: Committed) -> None:
+        """A change is durable: document members get the update, JSON members the events."""
+
+    def reset(self, doc: DocName, reason: str) -> None:
+        """What document members hold may be ahead of the log: they must sync again."""
+
+    def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None:
+        """Somebody came or went."""
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """Wall time for stamps, in milliseconds since the epoch."""

@@ -1,0 +1,124 @@
+"""Who is here and what they are doing: the awareness states of one document.
+
+Awareness is never stored. Its wire form (y-protocols) is a list of (client ID, clock, JSON state or
+`null`); a peer takes an entry with a higher clock, or with the same clock if it says `null`. Stock
+clients echo each other's states, and after a reconnect tell the server that everybody else has
+gone. So each connection owns one client ID, the first that it announces alone, and is listened to
+about that one only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from crdt.access import User
+from crdt.ids import ConnectionId
+from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
+
+_REMEMBERED_GONE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """`relay` goes to everybody but the sender, `reply` to the sender; either may be empty."""
+
+    relay: bytes = b""
+    reply: bytes = b""
+
+
+@dataclass(slots=True)
+class _Present:
+    clock: int
+    state: dict[str, Any]
+    owner: ConnectionId
+
+
+class Presence:
+    """The states of one room. Time plays no part: a state lives as long as its connection."""
+
+    def __init__(self) -> None:
+        self._present: dict[int, _Present] = {}
+        self._owned: dict[ConnectionId, int] = {}
+        self._gone: OrderedDict[int, int] = OrderedDict()
+
+    def receive(self, connection: ConnectionId, user: User, update: bytes) -> PresenceChange:
+        """Take in an awareness update from a client.
+
+        The `user` field of its own state is completed from the token: `id` and `name` are not for
+        the client to choose, a colour is.
+
+        Raises:
+            Invalid: the bytes are no awareness update.
+            TooLarge: a state is over the limit.
+        """
+        entries = decode_awareness(update)
+        own = self._owned.get(connection)
+        if own is None and len(entries) == 1 and entries[0].state is not None:
+            own = self._claim(connection, entries[0].client_id)
+        for entry in entries:
+            if entry.client_id == own:
+                return self._take(connection, user, entry)
+        return PresenceChange()
+
+    def leave(self, connection: ConnectionId) -> bytes:
+        """A connection has ended. Returns: what the others must be told, maybe nothing."""
+        client_id = self._owned.pop(connection, None)
+        if client_id is None:
+            return b""
+        return self._remove(client_id)
+
+    def everybody(self) -> bytes:
+        """All states, for a client that has just connected; empty if nobody is here."""
+        if not self._present:
+            return b""
+        return encode_awareness(
+            AwarenessEntry(client_id, present.clock, present.state)
+            for client_id, present in self._present.items()
+        )
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def _claim(self, connection: ConnectionId, client_id: int) -> int | None:
+        present = self._present.get(client_id)
+        if present is not None:
+            return None  # a live connection has it
+        self._owned[connection] = client_id
+        return client_id
+
+    def _take(self, connection: ConnectionId, user: User, entry: AwarenessEntry) -> PresenceChange:
+        present = self._present.get(entry.client_id)
+        if entry.state is None:
+            if present is None or entry.clock < present.clock:
+                return PresenceChange()
+            return PresenceChange(relay=self._remove(entry.client_id, entry.clock))
+        if present is not None and entry.clock <= present.clock:
+            return PresenceChange()
+        removed_at = self._gone.get(entry.client_id)
+        if removed_at is not None and entry.clock <= removed_at:
+            # Others would ignore a clock that they saw removed. Told that it is gone, the client
+            # raises its clock and announces itself again.
+            nudge = encode_awareness([AwarenessEntry(entry.client_id, removed_at, None)])
+            return PresenceChange(reply=nudge)
+        claimed = entry.state.get("user")
+        state = {
+            **entry.state,
+            "user": {**(claimed if isinstance(claimed, dict) else {}), **user.to_wire()},
+        }
+        self._gone.pop(entry.client_id, None)
+        self._present[entry.client_id] = _Present(entry.clock, state, connection)
+        return PresenceChange(
+            relay=encode_awareness([AwarenessEntry(entry.client_id, entry.clock, state)])
+        )
+
+    def _remove(self, client_id: int, clock: int | None = None) -> bytes:
+        present = self._present.pop(client_id, None)
+        if present is None:
+            return b""
+        clock = present.clock if clock is None else clock
+        self._gone[client_id] = clock
+        if len(self._gone) > _REMEMBERED_GONE:
+            self._gone.popitem(last=False)
+        return encode_awareness([AwarenessEntry(client_id, clock, None)])

@@ -1,0 +1,324 @@
+"""One copy of a document: Yjs updates and plain writes in, plain values out.
+
+A replica never holds anything pending. An update that builds on changes which are not here, that
+cannot be decoded, or that the native code trips over is refused, and the replica is marked
+`spoiled`: its owner must replace it, because a Yjs transaction cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pycrdt import Doc, Map, MapEvent, Text, TransactionEvent, get_update
+
+from crdt.errors import Invalid, Unsynced
+from crdt.ids import DocKind
+from crdt.schema import ROOT_TEXT, ROOTS, shared_type
+from crdt.wire import deleted_ends, sole_writer, state_clocks
+
+EMPTY_UPDATE = b"\x00\x00"
+EMPTY_STATE_VECTOR = b"\x00"
+
+View = dict[str, dict[str, Any]]
+"""A document as plain values: root -> key -> value. Numbers that are whole are ints."""
+
+Delta = dict[tuple[str, str], Any]
+"""What a transaction left behind: (root, key) -> its new value, `GONE` where there is none."""
+
+GONE: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write `value` at `path` (root, key, ...). A dict becomes a shared map where the schema says
+    so; a text that exists is edited in place, so that concurrent typing survives."""
+
+    path: tuple[str, ...]
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Delete what stands at `path`; nothing there is fine."""
+
+    path: tuple[str, ...]
+
+
+Write = Put | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What one transaction changed: the Yjs v1 update that repeats it, and the values it left."""
+
+    update: bytes
+    delta: Delta
+
+
+class Replica:
+    """A Yjs document of one kind, opened from `state` (a Yjs v1 update; empty for a new one).
+
+    Its Yjs client ID is random for each instance and never kept: were it fixed, a replica that
+    is rebuilt after a failed append would use the same clocks for other content.
+    """
+
+    def __init__(self, kind: DocKind, state: bytes = EMPTY_UPDATE) -> None:
+        self.kind = kind
+        self.spoiled = False
+        self._doc: Doc[Any] = Doc()
+        self._roots: dict[str, Map[Any] | Text] = {}
+        self._update: bytes | None = None
+        self._touched: set[tuple[str, str]] = set()
+        for name, root_type in ROOTS[kind].items():
+            self._roots[name] = self._doc.get(name, type=cast(type[Map[Any]], root_type))
+        self.load(state)
+        self._subscriptions = [self._doc.observe(self._on_transaction)]
+        for name, root in self._roots.items():
+            self._subscriptions.append(self._watch(name, root))
+
+    def load(self, state: bytes) -> None:
+        """Take in a trusted update from the log, without noting what it changed."""
+        if state != EMPTY_UPDATE:
+            self._doc.apply_update(state)
+
+    def apply(self, update: bytes) -> Transaction | None:
+        """Apply an untrusted Yjs v1 update.
+
+        Returns: what changed; None when everything in it was known already.
+        Raises:
+            Invalid: the bytes are no update, or not one that can be applied. Spoils the replica.
+            Unsynced: it builds on changes that are missing here. Spoils the replica, unless the
+                gap could be seen before applying.
+        """
+        self._refuse_gap(update)
+        self._begin()
+        try:
+            self._doc.apply_update(update)
+            complete = self._holds(update)
+            delta = self._delta()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
+            # A panic of the native code is no Exception.
+            self.spoiled = True
+            raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
+        if not complete:
+            self.spoiled = True
+            raise Unsynced("the update builds on changes that are missing here; sync first")
+        return self._transaction(delta)
+
+    def write(self, writes: Iterable[Write]) -> Transaction | None:
+        """Carry out `writes` in one transaction. They are the server's own, and checked before."""
+        self._begin()
+        try:
+            with self._doc.transaction():
+                for write in writes:
+                    self._carry_out(write)
+            delta = self._delta()
+        except BaseException:
+            self.spoiled = True
+            raise
+        return self._transaction(delta)
+
+    def state_vector(self) -> bytes:
+        return self._doc.get_state()
+
+    def diff(self, state_vector: bytes = EMPTY_STATE_VECTOR) -> bytes:
+        """What a peer with this state vector lacks, as one Yjs v1 update.
+
+        Raises:
+            Invalid: the vector cannot be decoded.
+        """
+        try:
+            return self._doc.get_update(state_vector)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
+            raise Invalid.at("state_vector", "cannot be decoded") from exc
+
+    def brings_news(self, update: bytes) -> bool:
+        """Whether `update` holds insertions that are not here; deletions are not looked at.
+
+        Raises:
+            Invalid: the bytes are no update.
+        """
+        return not self._lacking(update).startswith(b"\x00")
+
+    def read(self) -> View:
+        """The whole document as plain values."""
+        with self._doc.transaction():
+            return {
+                name: {ROOT_TEXT: str(root)}
+                if isinstance(root, Text)
+                else {key: plain(value) for key, value in root.items()}
+                for name, root in self._roots.items()
+            }
+
+    # -- what a transaction changed ---------------------------------------------------------
+
+    def _on_transaction(self, event: TransactionEvent) -> None:
+        self._update = event.update
+
+    def _watch(self, name: str, root: Map[Any] | Text) -> Any:
+        if isinstance(root, Text):
+            return root.observe(lambda _: self._touched.add((name, ROOT_TEXT)))
+
+        def on_events(events: list[Any]) -> None:
+            for event in events:
+                if event.path:
+                    self._touched.add((name, str(event.path[0])))
+                elif isinstance(event, MapEvent):
+                    changed: dict[str, Any] = event.keys  # type: ignore[attr-defined]  # set by name
+                    self._touched.update((name, key) for key in changed)
+
+        return root.observe_deep(on_events)
+
+    def _begin(self) -> None:
+        self._update = None
+        self._touched.clear()
+
+    def _delta(self) -> Delta:
+        delta: Delta = {}
+        with self._doc.transaction():
+            for name, key in self._touched:
+                root = self._roots[name]
+                if isinstance(root, Text):
+                    delta[name, key] = str(root)
+                else:
+                    value = root.get(key, GONE)
+                    delta[name, key] = GONE if value is GONE else plain(value)
+        return delta
+
+    def _transaction(self, delta: Delta) -> Transaction | None:
+        if self._update is None or self._update == EMPTY_UPDATE:
+            return None
+        return Transaction(self._update, delta)
+
+    # -- completeness -----------------------------------------------------------------------
+
+    def _refuse_gap(self, update: bytes) -> None:
+        """See the commonest gap, one writer's missing predecessor, before it does any harm."""
+        writer = sole_writer(update)
+        if writer is None:
+            return
+        client_id, clock = writer
+        if clock > state_clocks(self.state_vector()).get(client_id, 0):
+            raise Unsynced("the update builds on changes that are missing here; sync first")
+
+    def _holds(self, update: bytes) -> bool:
+        """Whether everything in `update` is part of the document now.
+
+        Applying an update whose predecessor is missing raises nothing. It shows in what the
+        document's state vector still lacks of it: insertions, or deletions of unknown items.
+        """
+        lacking = self._lacking(update)
+        if lacking == EMPTY_UPDATE:
+            return True
+        if not lacking.startswith(b"\x00"):
+            return False
+        known = state_clocks(self.state_vector())
+        return all(end <= known.get(client_id, 0) for client_id, end in deleted_ends(lacking[1:]))
+
+    def _lacking(self, update: bytes) -> bytes:
+        try:
+            return get_update(update, self.state_vector())
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
+            raise Invalid.at("update", "is not a Yjs update") from exc
+
+    # -- writes -----------------------------------------------------------------------------
+
+    def _carry_out(self, write: Write) -> None:
+        root = self._roots[write.path[0]]
+        if isinstance(root, Text):
+            if isinstance(write, Put):
+                _retype(root, write.value)
+            return
+        parent: Map[Any] = root
+        for depth, key in enumerate(write.path[1:-1], start=2):
+            child = parent.get(key)
+            if not isinstance(child, Map):
+                if isinstance(write, Remove):
+                    return
+                # An item that some client wrote as a plain value: make it what the schema says.
+                child = self._shared(write.path[:depth], child if isinstance(child, dict) else {})
+                parent[key] = child
+            parent = child
+        key = write.path[-1]
+        if isinstance(write, Remove):
+            parent.pop(key, None)
+            return
+        current = parent.get(key)
+        if isinstance(current, Text) and isinstance(write.value, str):
+            _retype(current, write.value)
+        else:
+            parent[key] = self._shared(write.path, write.value)
+
+    def _shared(self, path: tuple[str, ...], value: Any) -> Any:
+        shape = shared_type(self.kind, path)
+        if shape is Text:
+            return Text(value)
+        if shape is Map:
+            return Map({key: self._shared((*path, key), item) for key, item in value.items()})
+        return value
+
+
+def plain(value: Any) -> Any:
+    """A value of a document as JSON-able Python: maps as dicts, texts as str, whole numbers as int.
+
+    pycrdt hands every number out as a float; the JSON of the native side keeps 5 apart from 5.5.
+    """
+    if isinstance(value, Map):
+        return json.loads(str(value))
+    if isinstance(value, Text):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None  # JSON has no word for it, and neither has a workout
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "to_py"):
+        return plain(value.to_py())
+    raise Invalid.at("update", f"holds a value of type {type(value).__name__}")
+
+
+def apply_delta(view: View, delta: Delta) -> None:
+    """Bring a view up to date with a transaction."""
+    for (root, key), value in delta.items():
+        if value is GONE:
+            view[root].pop(key, None)
+        else:
+            view[root][key] = value
+
+
+def _retype(text: Text, wanted: str) -> None:
+    """Turn a text into `wanted` by replacing only the middle that differs."""
+    present = str(text)
+    if present == wanted:
+        return
+    head = 0
+    while head < min(len(present), len(wanted)) and present[head] == wanted[head]:
+        head += 1
+    tail = 0
+    while (
+        tail < min(len(present), len(wanted)) - head
+        and present[len(present) - 1 - tail] == wanted[len(wanted) - 1 - tail]
+    ):
+        tail += 1
+    # pycrdt counts in bytes of UTF-8, not in characters.
+    start = len(present[:head].encode())
+    removed = len(present[head : len(present) - tail].encode())
+    if removed:
+        del text[start : start + removed]
+    if head + tail < len(wanted):
+        text.insert(start, wanted[head : len(wanted) - tail])

@@ -1,0 +1,138 @@
+"""What a handler may touch: the caller, the rooms, the store, the time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+from crdt.access import Member, Right, User
+from crdt.hub import Connection, LiveRoom, RoomHub
+from crdt.ids import ConnectionId, DocName, UserId
+from crdt.ports import Answer, Author, Clock, Store, Stored
+from crdt.replica import Write
+
+
+class Sessions(Protocol):
+    """The sockets and their tokens, as far as handlers may ask for something to be done."""
+
+    def refresh(self, connection_id: ConnectionId, token: str) -> int:
+        """Extend all connections that were opened with the token that this one holds.
+
+        Returns: the new end, in ms since the epoch.
+        Raises:
+            Unauthenticated: the token is no good, or somebody else's.
+        """
+
+    def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
+        """Send an event to all of a user's devices."""
+
+    def put_out(self, name: DocName, user_id: UserId) -> None:
+        """Close a document to a user's sockets, who has lost the right to it."""
+
+
+class Streams(Protocol):
+    """The dashboards' streams. Who may watch has been decided before."""
+
+    def subscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> None:
+        """Send the current value of each, then changes."""
+
+    def unsubscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> list[str]:
+        """Returns: those that were subscribed."""
+
+
+@dataclass(slots=True)
+class Caller:
+    """One connection to `/`, and who is behind it."""
+
+    user: User
+    device: dict[str, str]
+    connection_id: ConnectionId
+
+    @property
+    def author(self) -> Author:
+        return Author(self.user.id, self.user.name, self.device["id"], self.connection_id)
+
+    @property
+    def connection(self) -> Connection:
+        return Connection(self.connection_id, self.user, self.device, document=False)
+
+
+@dataclass(slots=True)
+class Services:
+    """What all calls share; put together once, at the start."""
+
+    hub: RoomHub
+    store: Store
+    clock: Clock
+    sessions: Sessions
+    streams: Streams
+    new_id: Callable[[], str] = field(default=lambda: str(uuid4()))
+
+
+@dataclass(slots=True)
+class Context:
+    """One call: who calls, what it is called, and the operation that it may be a repeat of."""
+
+    caller: Caller
+    services: Services
+    event: str
+    op_id: str | None = None
+
+    @property
+    def user(self) -> User:
+        return self.caller.user
+
+    @property
+    def hub(self) -> RoomHub:
+        return self.services.hub
+
+    @property
+    def store(self) -> Store:
+        return self.services.store
+
+    def now_ms(self) -> int:
+        return self.services.clock.now_ms()
+
+    def new_id(self) -> str:
+        return self.services.new_id()
+
+    @asynccontextmanager
+    async def room(self, name: DocName, right: Right) -> AsyncIterator[LiveRoom]:
+        """The room of a document in which the caller has `right`.
+
+        Raises:
+            NotFound: there is no such document.
+            Forbidden: the caller may not.
+        """
+        async with self.hub.lease(name) as live:
+            live.demand(self.user, right)
+            yield live
+
+    async def commit(
+        self,
+        live: LiveRoom,
+        writes: Sequence[Write],
+        reply: Callable[[Stored], Mapping[str, Any]],
+        *,
+        members: Iterable[Member] = (),
+    ) -> Answer:
+        """Carry out writes that were planned on `live.room.head`, with no await in between.
+
+        Returns: the ack, once the change is durable.
+        """
+        return await self.hub.edit(
+            live,
+            writes,
+            self.caller.author,
+            self.event,
+            op_id=self.op_id,
+            members=tuple(members),
+            answer=lambda stored: self.changed(reply(stored)),
+        )
+
+    def changed(self, reply: Mapping[str, Any]) -> Answer:
+        """The ack of a change."""
+        return {"ok": True, "durability": self.store.durability, **reply}

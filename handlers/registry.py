@@ -1,0 +1,133 @@
+"""Events by name: each a payload model and a handler, and one place that answers the client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar, cast
+from uuid import UUID
+
+from pydantic import Field, ValidationError
+
+from crdt.errors import INTERNAL, Invalid, NotFound, RepSyncError
+from crdt.ids import UserId
+from crdt.ports import Answer
+from crdt.schema import Strict
+from handlers.context import Caller, Context, Services
+
+log = logging.getLogger(__name__)
+
+
+class Payload(Strict):
+    """What an event carries."""
+
+
+class ChangePayload(Payload):
+    """What an event that changes something carries. The same `op_id` sent again, by the same user
+    on whatever connection, gets the first answer again and changes nothing."""
+
+    op_id: Annotated[UUID, Field(strict=False)] | None = None
+
+
+P = TypeVar("P", bound=Payload)
+Handler = Callable[[Context, P], Awaitable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One event: what it is called, what it carries, what it does."""
+
+    event: str
+    payload: type[Payload]
+    handler: Handler[Any]
+
+    @property
+    def summary(self) -> str:
+        return (self.handler.__doc__ or "").strip().partition("\n")[0]
+
+
+@dataclass(slots=True)
+class Registry:
+    """The events of one noun, or, merged, of the whole API."""
+
+    intents: dict[str, Intent] = field(default_factory=dict)
+    _under_way: dict[tuple[UserId, str], asyncio.Future[Answer]] = field(default_factory=dict)
+
+    def on(self, event: str, payload: type[P]) -> Callable[[Handler[P]], Handler[P]]:
+        """Register the decorated handler. A name that is taken stops the start."""
+
+        def register(handler: Handler[P]) -> Handler[P]:
+            if event in self.intents:
+                raise ValueError(f"{event} is registered twice")
+            self.intents[event] = Intent(event, payload, handler)
+            return handler
+
+        return register
+
+    @classmethod
+    def merge(cls, *registries: Registry) -> Registry:
+        merged = cls()
+        for registry in registries:
+            for event, intent in registry.intents.items():
+                merged.on(event, intent.payload)(intent.handler)
+        return merged
+
+    async def dispatch(self, caller: Caller, services: Services, event: str, data: Any) -> Answer:
+        """Answer one event from a client: exactly one ack, whatever happens."""
+        try:
+            intent = self.intents.get(event)
+            if intent is None:
+                raise NotFound(f"there is no event {event[:64]!r}")
+            payload = _parse(intent.payload, data)
+            op_id = payload.op_id if isinstance(payload, ChangePayload) else None
+            ctx = Context(caller, services, event, str(op_id) if op_id else None)
+            if ctx.op_id is None:
+                return _ack(await intent.handler(ctx, payload))
+            return await self._once(ctx, intent, payload)
+        except RepSyncError as exc:
+            return {"ok": False, "error": exc.to_wire()}
+        except Exception:
+            log.exception(
+                "handler failed", extra={"event": event, "connection": caller.connection_id}
+            )
+            return {"ok": False, "error": INTERNAL}
+
+    async def _once(self, ctx: Context, intent: Intent, payload: Payload) -> Answer:
+        """Carry out an operation, unless it was, or is being, carried out already."""
+        key = (ctx.user.id, cast(str, ctx.op_id))
+        if (running := self._under_way.get(key)) is not None:
+            return await asyncio.shield(running)
+        first: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._under_way[key] = first
+        try:
+            answer = await ctx.store.answer(*key)
+            if answer is None:
+                answer = _ack(await intent.handler(ctx, payload))
+            first.set_result(answer)
+            return answer
+        except BaseException as exc:
+            first.set_exception(exc if isinstance(exc, Exception) else asyncio.CancelledError())
+            first.exception()  # as a rule nobody else waits for it
+            raise
+        finally:
+            del self._under_way[key]
+
+
+def _parse(model: type[Payload], data: Any) -> Payload:
+    if not isinstance(data, dict):
+        raise Invalid.at("", "the payload must be one object")
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        details = [
+            {"path": ".".join(str(part) for part in error["loc"]), "message": error["msg"]}
+            for error in exc.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        first = details[0]
+        raise Invalid(f"{first['path']}: {first['message']}", details=details) from exc
+
+
+def _ack(reply: Mapping[str, Any]) -> Answer:
+    return {"ok": True, **reply}

@@ -1,0 +1,236 @@
+"""Workouts: making, joining, inviting, and the state machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from crdt import ids, workout
+from crdt.access import Member, Right
+from crdt.errors import Conflict, Forbidden
+from crdt.hub import LiveRoom
+from crdt.ids import UserId
+from crdt.ports import Summary
+from crdt.replica import Put, Write
+from crdt.schema import Id, Mode, Title, Visibility
+from handlers.context import Context
+from handlers.registry import ChangePayload, Payload, Registry
+
+registry = Registry()
+
+Role = Literal["participant", "coach", "spectator"]
+UserIdField = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class CreateWorkout(ChangePayload):
+    workout_id: Id | None = None
+    title: Title = "Workout"
+    template_id: Id | None = None
+    mode: Mode = "solo"
+    visibility: Visibility = "private"
+
+
+@registry.on("workout:create", CreateWorkout)
+async def create_workout(ctx: Context, msg: CreateWorkout) -> Mapping[str, Any]:
+    """Plan a workout, empty or from a template, and join it."""
+    name = ids.workout(msg.workout_id or ctx.new_id())
+    title = msg.title
+    writes: list[Write] = []
+    if msg.template_id is not None:
+        async with ctx.room(ids.template(msg.template_id), Right.READ) as source:
+            view, version = source.room.view, source.room.seq
+            if "title" not in msg.model_fields_set:
+                title = str(view["meta"].get("title") or title)
+            new_ids = [ctx.new_id() for _ in view["exercises"]]
+            writes = workout.copy_template(msg.template_id, version, view, new_ids)
+    made = workout.create(
+        owner_id=ctx.user.id,
+        title=title,
+        mode=msg.mode,
+        visibility=msg.visibility,
+        now_ms=ctx.now_ms(),
+    )
+
+    return await ctx.hub.create(
+        name,
+        [*made, *writes],
+        ctx.caller.connection,
+        ctx.event,
+        op_id=ctx.op_id,
+        answer=lambda snapshot: ctx.changed({"workout": snapshot}),
+    )
+
+
+class WorkoutPayload(Payload):
+    workout_id: Id
+
+
+class WorkoutChange(ChangePayload):
+    workout_id: Id
+
+
+class JoinWorkout(WorkoutChange):
+    role: Role | None = None
+
+
+@registry.on("workout:join", JoinWorkout)
+async def join_workout(ctx: Context, msg: JoinWorkout) -> Mapping[str, Any]:
+    """Get the room's events on this socket. Who is no member becomes one, if the workout is
+    visible: a participant of a group, a spectator of a solo workout; coaches are invited."""
+    name = ids.workout(msg.workout_id)
+    async with ctx.room(name, Right.READ) as live:
+        member = live.room.members.get(ctx.user.id)
+        if member is None:
+            role = _visitor_role(live, msg.role)
+            member = Member(ctx.user.id, role, ctx.user.name)
+            await ctx.commit(live, [], lambda _: {"role": role}, members=[member])
+        elif msg.role not in (None, member.role):
+            raise Forbidden(f"you are {member.role} here", details={"role": member.role})
+        ctx.hub.join(live, ctx.caller.connection)
+        return {
+            "role": member.role,
+            "workout": live.snapshot(ctx.now_ms()),
+            "members": live.members(),
+        }
+
+
+def _visitor_role(live: LiveRoom, wanted: str | None) -> str:
+    is_group = live.room.view["meta"].get("mode") == "group"
+    offered = ("participant", "spectator") if is_group else ("spectator",)
+    if wanted is not None and wanted not in offered:
+        raise Forbidden(f"you may join as {' or '.join(offered)}", details={"roles": offered})
+    return wanted or offered[0]
+
+
+@registry.on("workout:leave", WorkoutPayload)
+async def leave_workout(ctx: Context, msg: WorkoutPayload) -> Mapping[str, Any]:
+    """Get no more of the room's events on this socket; the membership stays."""
+    ctx.hub.leave(ids.workout(msg.workout_id), ctx.caller.connection_id)
+    return {}
+
+
+@registry.on("workout:sync", WorkoutPayload)
+async def sync_workout(ctx: Context, msg: WorkoutPayload) -> Mapping[str, Any]:
+    """Read the whole workout, as it is now."""
+    async with ctx.room(ids.workout(msg.workout_id), Right.READ) as live:
+        now_ms = ctx.now_ms()
+        return {"workout": live.snapshot(now_ms), "server_time": now_ms}
+
+
+class ListWorkouts(Payload):
+    pass
+
+
+@registry.on("workout:list", ListWorkouts)
+async def list_workouts(ctx: Context, msg: ListWorkouts) -> Mapping[str, Any]:
+    """List the workouts that the caller is a member of, newest first."""
+    found = await ctx.store.summaries(ctx.user.id, ids.DocKind.WORKOUT)
+    return {"workouts": [_listed(summary, role) for summary, role in found]}
+
+
+def _listed(summary: Summary, role: str) -> dict[str, Any]:
+    return {
+        "id": summary.doc.id,
+        "title": summary.title,
+        "status": summary.status,
+        "mode": summary.mode,
+        "visibility": summary.visibility,
+        "owner_id": summary.owner_id,
+        "role": role,
+        "created_at": summary.created_at,
+        "started_at": summary.started_at,
+        "ended_at": summary.ended_at,
+    }
+
+
+class InviteToWorkout(WorkoutChange):
+    user_id: UserIdField
+    role: Role
+
+
+@registry.on("workout:invite", InviteToWorkout)
+async def invite_to_workout(ctx: Context, msg: InviteToWorkout) -> Mapping[str, Any]:
+    """Let somebody in, or give a member another role."""
+    async with ctx.room(ids.workout(msg.workout_id), Right.MANAGE) as live:
+        user_id = UserId(msg.user_id)
+        known = live.room.members.get(user_id)
+        if known is not None and known.role == "owner":
+            raise Conflict("the owner stays the owner")
+        member = Member(user_id, msg.role, known.name if known else user_id)
+        answer = await ctx.commit(
+            live, [], lambda _: {"user_id": user_id, "role": msg.role}, members=[member]
+        )
+        ctx.services.sessions.tell_user(
+            user_id,
+            "workout:invited",
+            {
+                "workout_id": msg.workout_id,
+                "title": live.room.view["meta"].get("title", ""),
+                "role": msg.role,
+                "by": ctx.user.to_wire(),
+            },
+        )
+        return answer
+
+
+async def _transition(
+    ctx: Context, msg: WorkoutChange, action: workout.Action
+) -> Mapping[str, Any]:
+    async with ctx.room(ids.workout(msg.workout_id), Right.RUN) as live:
+        if action == "start":
+            # Asked before the claim, so that a workout that cannot start claims nothing.
+            workout.transition(live.room.head, action, ctx.now_ms())
+            await _claim(ctx, live)
+        writes = workout.transition(live.room.head, action, ctx.now_ms())
+        meta = {write.path[1]: write.value for write in writes if isinstance(write, Put)}
+        return await ctx.commit(live, writes, lambda _: {"workout_id": msg.workout_id, **meta})
+
+
+async def _claim(ctx: Context, live: LiveRoom) -> None:
+    """Make this the owner's one live workout.
+
+    A claim outlives a crash between itself and the start that it was made for, so one that stands
+    in the way counts only as long as its workout is live.
+    """
+    owner_id = UserId(str(live.room.head["meta"].get("owner_id")))
+    holder = await ctx.store.claim_active(owner_id, live.name.id)
+    if holder != live.name.id:
+        summary = await ctx.store.summary(ids.workout(holder))
+        if summary is None or summary.status not in workout.LIVE:
+            holder = await ctx.store.claim_active(owner_id, live.name.id, instead_of=holder)
+    if holder != live.name.id:
+        raise Conflict(
+            "another workout of the owner is under way", details={"active_workout": holder}
+        )
+
+
+@registry.on("workout:start", WorkoutChange)
+async def start_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
+    """Begin a planned workout; its owner may have one active or paused at a time."""
+    return await _transition(ctx, msg, "start")
+
+
+@registry.on("workout:pause", WorkoutChange)
+async def pause_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
+    """Stop the workout's clock."""
+    return await _transition(ctx, msg, "pause")
+
+
+@registry.on("workout:resume", WorkoutChange)
+async def resume_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
+    """Let the workout's clock run on."""
+    return await _transition(ctx, msg, "resume")
+
+
+@registry.on("workout:complete", WorkoutChange)
+async def complete_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
+    """End a workout that was done."""
+    return await _transition(ctx, msg, "complete")
+
+
+@registry.on("workout:abandon", WorkoutChange)
+async def abandon_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
+    """End a workout that was given up."""
+    return await _transition(ctx, msg, "abandon")

@@ -1,0 +1,116 @@
+"""The command line: `python -m server [serve|token]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvloop
+from aiohttp import web
+
+from server import logs
+from server.app import PARTS, create_app
+from server.auth import ROLES, Authenticator
+from server.settings import Settings, SettingsError
+from server.storage.sqlite import StorageError
+
+EXIT_UNUSABLE = 2
+"""The exit code for a configuration or a data folder that the server cannot run with."""
+
+SHUTDOWN_TIMEOUT_S = 5.0
+FIRST_TOKENS_TTL_S = 7 * 86_400
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    command = arguments.command or "serve"
+    try:
+        settings = Settings.from_env()
+        logs.configure(settings)
+        if command == "token":
+            return _token(settings, arguments)
+        return uvloop.run(serve(settings))
+    except (SettingsError, StorageError) as exc:
+        print(f"repsync: {exc}", file=sys.stderr)
+        return EXIT_UNUSABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="RepSync, a real-time collaboration server for fitness apps. Configured by "
+        "environment variables, see docs/protocol.md, section 7.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="serve clients (what happens without a command)")
+
+    token = commands.add_parser(
+        "token", help="print a token", description="Sign a token with the configured secret."
+    )
+    token.add_argument("--user", required=True, metavar="ID", help="who it speaks for")
+    token.add_argument("--name", help="the name that others see (default: the id)")
+    token.add_argument("--role", choices=ROLES, default="user")
+    token.add_argument("--ttl", type=_ttl, default=86_400, metavar="S", help="seconds (a day)")
+
+    return parser
+
+
+def _ttl(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 10 * 365 * 86_400:
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return seconds
+
+
+def _token(settings: Settings, arguments: argparse.Namespace) -> int:
+    auth = Authenticator.from_settings(settings)
+    print(auth.sign(arguments.user, name=arguments.name, role=arguments.role, ttl_s=arguments.ttl))
+    return 0
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, then let what is under way become durable."""
+    app = create_app(settings)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as exc:
+            raise SettingsError(
+                f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc};"
+                " set PORT to a free one"
+            ) from exc
+        _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+    return 0
+
+
+def _greet(settings: Settings, auth: Authenticator, port: int) -> None:
+    """Tell a newcomer where the server is, and give them what they need to get in."""
+    lines = [f"RepSync serves http://{settings.host}:{port}"]
+    lines.append(f"  data in      {settings.data_dir.resolve()}")
+    if settings.is_loopback and auth.can_sign and settings.jwt_secret is None:
+        for user_id, name, role, use in (
+            ("lifter", "Lifter", "user", "a lifter"),
+            ("coach", "Coach", "trainer", "a coach"),
+            ("operator", "Operator", "admin", "system:health"),
+        ):
+            token = auth.sign(user_id, name=name, role=role, ttl_s=FIRST_TOKENS_TTL_S)
+            lines.append(f"  token for {use:<14} {token}")
+        lines.append("  another one  python -m server token --user ID [--role R] [--ttl S]")
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

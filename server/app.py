@@ -1,0 +1,142 @@
+"""The only place where the parts meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from aiohttp import web
+
+from crdt.hub import RoomHub
+from handlers import REGISTRY
+from handlers.context import Services
+from server import http
+from server.auth import Authenticator
+from server.gateway import Gateway, max_packet_bytes
+from server.health import Health
+from server.metrics import Metrics
+from server.settings import Settings
+from server.sockets import SocketServer
+from server.storage.sqlite import SqliteStore
+from server.streams import StreamHub
+
+
+class WallClock:
+    """The system's clock. Only stamps come from it; intervals are measured elsewhere."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a running server is made of."""
+
+    auth: Authenticator
+    store: SqliteStore
+    hub: RoomHub
+    gateway: Gateway
+    sockets: SocketServer
+    streams: StreamHub
+    health: Health
+
+
+PARTS = web.AppKey("parts", Parts)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Put an embedded server together. Nothing is started before the application is.
+
+    Raises:
+        SettingsError, StorageError: it cannot be started like this.
+    """
+    auth = Authenticator.from_settings(settings)
+    store = SqliteStore(settings.data_dir)
+    clock, metrics = WallClock(), Metrics()
+    gateway = Gateway(settings, auth, REGISTRY, metrics, instance=uuid4().hex[:8])
+    sockets = SocketServer(
+        gateway,
+        cors_origins=settings.cors_origins,
+        max_packet_bytes=max_packet_bytes(settings),
+    )
+    hub = RoomHub(
+        store,
+        gateway,
+        clock,
+        idle_timeout_s=settings.room_idle_timeout_s,
+        compact_after=settings.compact_after,
+    )
+    health = Health(store, lambda: {"connections": sockets.connection_count, "rooms": len(hub)})
+    streams = StreamHub(
+        hub, clock, health.report, lambda sids, event, value: sockets.post("/", sids, event, value)
+    )
+    gateway.open(sockets, hub, Services(hub, store, clock, gateway, streams), streams)
+    _watch(metrics, sockets, gateway, hub, store, streams, health)
+
+    app = web.Application()
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health)
+    sockets.mount(app)
+    http.add_routes(app, health, metrics)
+    app.cleanup_ctx.append(_probing)
+    app.on_shutdown.append(_drain)
+    app.on_cleanup.append(_close)
+    return app
+
+
+async def _probing(app: web.Application) -> AsyncIterator[None]:
+    watching = asyncio.create_task(app[PARTS].health.watch(), name="health")
+    yield
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
+
+
+async def _drain(app: web.Application) -> None:
+    """Let what is under way become durable and be acked, then say goodbye."""
+    parts = app[PARTS]
+    parts.health.is_draining = True
+    parts.streams.close()
+    await parts.hub.close()
+    await parts.sockets.close_all()
+
+
+async def _close(app: web.Application) -> None:
+    parts = app[PARTS]
+    await parts.sockets.shutdown()
+    await parts.hub.close()
+    await parts.store.close()
+
+
+def _watch(
+    metrics: Metrics,
+    sockets: SocketServer,
+    gateway: Gateway,
+    hub: RoomHub,
+    store: SqliteStore,
+    streams: StreamHub,
+    health: Health,
+) -> None:
+    def counted(name: str, text: str, read: Any, **labels: str) -> None:
+        metrics.watch(f"repsync_{name}", text, read, labels or None)
+
+    counted("connections", "Open Engine.IO connections", lambda: sockets.connection_count)
+    for kind in ("events", "document"):
+        counted(
+            "sessions",
+            "Clients in namespaces, by kind",
+            lambda kind=kind: gateway.session_counts[kind],
+            kind=kind,
+        )
+    counted("rooms", "Documents in memory", lambda: len(hub))
+    counted("stream_watchers", "Connections that watch streams", lambda: streams.watcher_count)
+    counted("event_loop_lag_seconds", "How late the loop is", lambda: health.loop_lag_s)
+    stats = store.stats
+    counted("store_appends", "Log records written since the start", lambda: stats.appends)
+    counted("store_commits", "Commits, each with one sync", lambda: stats.commits)
+    counted("store_commit_seconds", "Time spent in commits", lambda: stats.commit_seconds)
+    counted("store_failures", "Commits and reads that failed", lambda: stats.failures)

@@ -1,0 +1,73 @@
+"""How the server is: what /health, /ready and the `system:health` stream tell."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from crdt.errors import RepSyncError
+from server.storage.sqlite import SqliteStore
+
+PROBE_INTERVAL_S = 1.0
+SLOW_STORE_S = 1.0
+SLOW_LOOP_S = 0.5
+
+
+class Health:
+    """Probes the store and the event loop once a second and keeps the last result.
+
+    healthy: all is well; degraded: it works, slowly; unhealthy: changes cannot be stored.
+    """
+
+    def __init__(self, store: SqliteStore, counts: Callable[[], dict[str, int]]) -> None:
+        self._store = store
+        self._counts = counts
+        self._started = time.monotonic()
+        self._store_seconds: float | None = None
+        self._store_error: str | None = None
+        self.loop_lag_s = 0.0
+        self.is_draining = False
+
+    async def watch(self) -> None:
+        """Probe until cancelled."""
+        while True:
+            await self.probe()
+            due = time.monotonic() + PROBE_INTERVAL_S
+            await asyncio.sleep(PROBE_INTERVAL_S)
+            self.loop_lag_s = max(0.0, time.monotonic() - due)
+
+    async def probe(self) -> None:
+        try:
+            self._store_seconds = await self._store.check()
+            self._store_error = None
+        except RepSyncError as exc:
+            self._store_error = str(exc.__cause__ or exc)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._store_error is None and not self.is_draining
+
+    def report(self) -> dict[str, Any]:
+        """The health object of the wire contract."""
+        store: dict[str, Any] = {"kind": "sqlite", "state": "healthy"}
+        if self._store_seconds is not None:
+            store["latency_ms"] = round(self._store_seconds * 1_000, 3)
+            if self._store_seconds > SLOW_STORE_S:
+                store["state"] = "degraded"
+        if self._store_error is not None:
+            store["state"], store["error"] = "unhealthy", self._store_error
+        loop = {
+            "state": "degraded" if self.loop_lag_s > SLOW_LOOP_S else "healthy",
+            "lag_ms": round(self.loop_lag_s * 1_000, 3),
+        }
+        dependencies = {"store": store, "event_loop": loop}
+        states = {dependency["state"] for dependency in dependencies.values()}
+        worst = next(state for state in ("unhealthy", "degraded", "healthy") if state in states)
+        return {
+            "status": worst,
+            "dependencies": dependencies,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            **self._counts(),
+        }

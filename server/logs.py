@@ -1,0 +1,53 @@
+"""Logs: one line for each thing that matters, readable on a terminal, JSON elsewhere.
+
+Modules log through the standard library with `extra=`; structlog renders. Library loggers that
+print payloads or tokens stay off.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from server.settings import Settings
+
+_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime"}
+
+
+def configure(settings: Settings) -> None:
+    """Send all logs to stderr, in the configured form."""
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    )
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        _take_extra,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if as_json:
+        shared.append(structlog.processors.format_exc_info)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    for noisy in ("engineio", "socketio", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+def _take_extra(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    record: logging.LogRecord = event["_record"]
+    event.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
+    return event

@@ -1,0 +1,61 @@
+"""What the server counts, for Prometheus. No label takes a value that a client chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One set of metrics for one server; several servers in a process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._gauges: dict[str, Gauge] = {}
+        self.events = Counter(
+            "repsync_events",
+            "Events from clients, by name and outcome",
+            ["event", "code"],
+            registry=self.registry,
+        )
+        self.refused = Counter(
+            "repsync_connections_refused",
+            "Refused connects, by code",
+            ["code"],
+            registry=self.registry,
+        )
+        self.deliveries = Counter(
+            "repsync_update_deliveries",
+            "Document updates sent, one for each recipient",
+            registry=self.registry,
+        )
+        self.resets = Counter(
+            "repsync_sync_resets",
+            "Clients asked to sync anew, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.ack_seconds = Histogram(
+            "repsync_ack_seconds",
+            "Time from an event's arrival to its ack",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def watch(
+        self, name: str, text: str, read: Callable[[], float], labels: dict[str, str] | None = None
+    ) -> None:
+        """Add a gauge that is read when somebody asks."""
+        gauge = self._gauges.get(name)
+        if gauge is None:
+            names = list(labels or ())
+            gauge = self._gauges[name] = Gauge(name, text, names, registry=self.registry)
+        (gauge.labels(**labels) if labels else gauge).set_function(read)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

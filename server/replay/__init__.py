@@ -1,0 +1,1 @@
+"""Real training logs, read from app exports and played back as live workouts."""

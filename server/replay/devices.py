@@ -1,0 +1,337 @@
+"""A lifter's devices, as real clients over real sockets.
+
+`EventClient` is a phone or a watch: JSON events on `/`, no CRDT library. `DocumentClient` is a
+laptop: a Yjs replica on `/yjs|<doc>`, speaking y-socket.io's protocol and asking for the durable
+ack that RepSync adds to it. Neither reconnects by itself; when to drop off and come back is for
+the caller to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import socketio
+from pycrdt import Doc, Map, Text, TransactionEvent
+from socketio.exceptions import ConnectionError as SocketConnectionError
+
+from crdt.ids import DocName
+from crdt.schema import ROOTS
+
+DEFAULT_TIMEOUT_S = 15.0
+
+Payload = dict[str, Any]
+
+
+class Refused(Exception):
+    """The server did not let the client in. `error` is the error object of the wire contract."""
+
+    def __init__(self, error: Payload) -> None:
+        super().__init__(f"{error.get('code')}: {error.get('message')}")
+        self.error = error
+
+
+class CallFailed(Exception):
+    """An event was answered with an error. `error` is the error object of the wire contract."""
+
+    def __init__(self, event: str, error: Payload) -> None:
+        super().__init__(f"{event}: {error['code']}: {error['message']}")
+        self.error = error
+
+
+class Lost(Exception):
+    """The connection ended before the answer came; whether it was carried out is unknown."""
+
+
+class _Client:
+    """One namespace of one Socket.IO connection."""
+
+    def __init__(
+        self, url: str, namespace: str, token: str, device: Mapping[str, str] | None
+    ) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._auth: Payload = {"token": token}
+        if device is not None:
+            self._auth["device"] = dict(device)
+        self._socket: socketio.AsyncClient | None = None
+        self._gone = asyncio.Event()
+        self._refusal: Payload | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._socket is not None and not self._gone.is_set()
+
+    async def _connect(self, transports: list[str]) -> None:
+        self._gone = asyncio.Event()
+        self._refusal = None
+        socket = socketio.AsyncClient(
+            reconnection=False, websocket_extra_options={"max_msg_size": 0}
+        )
+        socket.on("connect_error", self._on_refused, namespace=self._namespace)
+        socket.on("disconnect", self._on_disconnect, namespace=self._namespace)
+        socket.on("*", self._on_event, namespace=self._namespace)
+        try:
+            await socket.connect(
+                self._url,
+                namespaces=[self._namespace],
+                auth=self._auth,
+                transports=transports,
+                wait_timeout=DEFAULT_TIMEOUT_S,
+            )
+        except SocketConnectionError as exc:
+            await socket.disconnect()
+            raise Refused(self._refused_with(str(exc))) from exc
+        self._socket = socket
+
+    def _refused_with(self, otherwise: str) -> Payload:
+        return self._refusal or {"code": "unreachable", "message": otherwise}
+
+    async def close(self) -> None:
+        """Leave, as a client that is switched off does."""
+        socket, self._socket = self._socket, None
+        self._gone.set()
+        if socket is not None:
+            await socket.disconnect()
+
+    async def drop(self) -> None:
+        """Lose the connection, as on bad Wi-Fi: no goodbye, whatever was on its way is lost."""
+        socket, self._socket = self._socket, None
+        self._gone.set()
+        if socket is None:
+            return
+        websocket = getattr(socket.eio, "ws", None)
+        transport = websocket and websocket.get_extra_info("socket") and websocket._conn.transport
+        if transport is not None:
+            transport.abort()
+        await socket.disconnect()
+
+    async def wait_until_gone(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Wait until the connection has ended, from whichever side."""
+        async with asyncio.timeout(timeout_s):
+            await self._gone.wait()
+
+    async def _call(self, event: str, *args: Any, timeout_s: float) -> Any:
+        """Send an event and wait for its ack.
+
+        Raises:
+            Lost: the connection ended first.
+        """
+        if self._socket is None or self._gone.is_set():
+            raise Lost(event)
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_ack(*answer: Any) -> None:
+            if not answered.done():
+                answered.set_result(answer[0] if answer else None)
+
+        try:
+            await self._socket.emit(event, args, namespace=self._namespace, callback=on_ack)
+        except socketio.exceptions.SocketIOError as exc:
+            raise Lost(event) from exc
+        gone = asyncio.ensure_future(self._gone.wait())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not answered.done():
+            raise Lost(event)
+        return answered.result()
+
+    async def _on_refused(self, error: Any) -> None:
+        if isinstance(error, dict):
+            data = error.get("data")
+            self._refusal = data if isinstance(data, dict) else error
+
+    async def _on_disconnect(self, *_: Any) -> None:
+        self._gone.set()
+
+    async def _on_event(self, event: str, *args: Any) -> Any:
+        raise NotImplementedError
+
+
+class EventClient(_Client):
+    """A thin client on `/`: it sends intents, and keeps every event that it gets."""
+
+    def __init__(self, url: str, token: str, device: Mapping[str, str] | None = None) -> None:
+        super().__init__(url, "/", token, device)
+        self.events: deque[tuple[str, Payload, float]] = deque(maxlen=10_000)
+        """(name, payload, time.monotonic() when it came), oldest first."""
+        self.welcome: Payload = {}
+        self._arrival = asyncio.Condition()
+
+    async def connect(self, *, transports: tuple[str, ...] = ("websocket",)) -> EventClient:
+        """Connect and wait for `welcome`.
+
+        Raises:
+            Refused: the server said no, or could not be reached.
+        """
+        self.events.clear()
+        await self._connect(list(transports))
+        self.welcome = await self.next("welcome")
+        return self
+
+    async def ask(
+        self, event: str, data: Payload | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Payload:
+        """Send an intent. Returns: its ack, whatever it says. Raises Lost."""
+        answer: Payload = await self._call(event, data or {}, timeout_s=timeout_s)
+        return answer
+
+    async def do(self, event: str, data: Payload | None = None) -> Payload:
+        """Send an intent that must succeed. Raises CallFailed or Lost."""
+        answer = await self.ask(event, data)
+        if not answer.get("ok"):
+            raise CallFailed(event, answer["error"])
+        return answer
+
+    async def next(
+        self,
+        event: str,
+        where: Callable[[Payload], bool] = lambda _: True,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Payload:
+        """The first event of this name, already here or still to come, for which `where` holds.
+
+        It is taken out of `events`. Raises TimeoutError.
+        """
+
+        def find() -> tuple[str, Payload, float] | None:
+            return next((e for e in self.events if e[0] == event and where(e[1])), None)
+
+        async with asyncio.timeout(timeout_s), self._arrival:
+            await self._arrival.wait_for(lambda: find() is not None)
+            found = find()
+            assert found is not None
+            self.events.remove(found)
+            return found[1]
+
+    async def _on_event(self, event: str, *args: Any) -> None:
+        async with self._arrival:
+            self.events.append((event, args[0] if args else {}, time.monotonic()))
+            self._arrival.notify_all()
+
+
+class DocumentClient(_Client):
+    """A Yjs client of one document. The replica lives on while the connection is away; on
+    connecting, both sides tell each other what they lack."""
+
+    def __init__(
+        self, url: str, name: DocName, token: str, device: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(url, f"/yjs|{name}", token, device)
+        self.name = name
+        self.doc: Doc[Any] = Doc()
+        self.roots: dict[str, Any] = {
+            root: self.doc.get(root, type=type_) for root, type_ in ROOTS[name.kind].items()
+        }
+        self.rejections: list[Payload] = []
+        self.resets: list[Payload] = []
+        self.awareness: list[bytes] = []
+        self.on_remote: Callable[[bytes], None] | None = None
+        self._is_remote = False
+        self._unacked: set[asyncio.Task[None]] = set()
+        self._asked = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._subscription = self.doc.observe(self._on_transaction)
+
+    async def connect(self) -> DocumentClient:
+        """Connect and sync both ways. Raises Refused."""
+        self._asked = asyncio.Event()
+        await self._connect(["websocket"])
+        await self.sync()
+        async with asyncio.timeout(DEFAULT_TIMEOUT_S):
+            await self._asked.wait()
+        return self
+
+    async def sync(self) -> None:
+        """Ask for everything that is missing here. Raises Lost."""
+        update = await self._call("sync-step-1", self.doc.get_state(), timeout_s=DEFAULT_TIMEOUT_S)
+        self._apply(update)
+
+    async def settled(self) -> None:
+        """Wait until every edit made while connected has been acked.
+
+        Raises:
+            CallFailed, Lost: one of them was not.
+        """
+        while self._unacked:
+            await asyncio.gather(*self._unacked)
+
+    async def until(
+        self, condition: Callable[[], bool], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        """Wait until `condition` holds, looked at whenever something arrives."""
+        async with asyncio.timeout(timeout_s), self._changed:
+            await self._changed.wait_for(condition)
+
+    def announce(self, update: bytes) -> asyncio.Task[None]:
+        """Send an awareness update."""
+        return asyncio.create_task(self._emit("awareness-update", update))
+
+    async def send(self, update: bytes) -> Payload:
+        """Send a raw update. Returns: its ack, whatever it says."""
+        answer: Payload = await self._call("sync-update", update, timeout_s=DEFAULT_TIMEOUT_S)
+        return answer
+
+    def content(self) -> dict[str, Any]:
+        """The replica as plain JSON values: root -> content."""
+        with self.doc.transaction():
+            return {
+                name: str(root) if isinstance(root, Text) else json.loads(str(root))
+                for name, root in self.roots.items()
+            }
+
+    def map(self, root: str) -> Map[Any]:
+        """A root that is a map, to edit."""
+        found = self.roots[root]
+        assert isinstance(found, Map)
+        return found
+
+    async def _emit(self, event: str, data: bytes) -> None:
+        if self._socket is not None and not self._gone.is_set():
+            await self._socket.emit(event, data, namespace=self._namespace)
+
+    def _on_transaction(self, event: TransactionEvent) -> None:
+        if self._is_remote or not self.is_connected:
+            return  # what is edited offline goes out with the next sync
+        task = asyncio.ensure_future(self._send_edit(event.update))
+        self._unacked.add(task)
+        task.add_done_callback(self._unacked.discard)
+
+    async def _send_edit(self, update: bytes) -> None:
+        answer = await self.send(update)
+        if not answer["ok"]:
+            raise CallFailed("sync-update", answer["error"])
+
+    def _apply(self, update: bytes) -> None:
+        self._is_remote = True
+        try:
+            self.doc.apply_update(update)
+        finally:
+            self._is_remote = False
+
+    async def _on_event(self, event: str, *args: Any) -> Any:
+        answer: Any = None
+        if event == "sync-update":
+            self._apply(args[0])
+            if self.on_remote is not None:
+                self.on_remote(args[0])
+        elif event == "sync-step-1":
+            answer = self.doc.get_update(args[0])
+            self._asked.set()
+        elif event == "awareness-update":
+            self.awareness.append(args[0])
+        elif event == "sync-rejected":
+            self.rejections.append(args[0])
+        elif event == "sync-reset":
+            self.resets.append(args[0])
+        async with self._changed:
+            self._changed.notify_all()
+        return answer

@@ -1,0 +1,125 @@
+"""Configuration from the environment, twelve-factor; the names are part of the wire contract."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """The configuration does not hold together; the text says which variable and why."""
+
+
+class Settings(BaseSettings):
+    """Every setting, with the default of the embedded server.
+
+    An empty variable counts as not set, which is how compose files and platforms unset one.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    data_dir: Path = Path("data")
+    jwt_secret: SecretStr | None = None
+    jwt_public_key: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "console", "json"] = "auto"
+
+    # Named in the contract, not served by this version.
+    jwt_jwks_url: str | None = None
+    redis_url: str | None = None
+    mongodb_uri: str | None = None
+
+    room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    compact_after: Annotated[int, Field(ge=1)] = 500
+    max_update_bytes: Annotated[int, Field(ge=1_024)] = 4 * 1024 * 1024
+    auth_expiring_notice_s: Annotated[float, Field(ge=0)] = 60.0
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @classmethod
+    def from_env(cls) -> Settings:
+        """Read the environment.
+
+        Raises:
+            SettingsError: a variable is malformed, or the whole does not hold together.
+        """
+        try:
+            settings = cls()
+        except ValidationError as exc:
+            error = exc.errors(include_url=False)[0]
+            name = str(error["loc"][0]).upper() if error["loc"] else "settings"
+            raise SettingsError(f"{name}: {error['msg']}") from exc
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Raises SettingsError where two settings contradict each other, or one lacks another."""
+        for name in ("redis_url", "mongodb_uri", "jwt_jwks_url"):
+            if getattr(self, name):
+                raise SettingsError(
+                    f"{name.upper()} is set, but this version has only the embedded mode:"
+                    " one process, SQLite, and a key from JWT_SECRET or JWT_PUBLIC_KEY"
+                )
+        if self.jwt_secret and self.jwt_public_key:
+            raise SettingsError(
+                "JWT_SECRET and JWT_PUBLIC_KEY are both set; the key decides the algorithm,"
+                " so there can be one only"
+            )
+        if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < 32:
+            raise SettingsError("JWT_SECRET is shorter than the 32 bytes that HS256 asks for")
+        if not self.is_loopback and not (self.jwt_secret or self.jwt_public_key):
+            raise SettingsError(
+                f"HOST is {self.host}, which others can reach, and no key is configured:"
+                " set JWT_SECRET or JWT_PUBLIC_KEY, or bind to 127.0.0.1"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+
+def generated_secret(folder: Path) -> str:
+    """The secret of an embedded server, made on the first start and kept in its data folder.
+
+    Raises:
+        SettingsError: it cannot be read, or not be written.
+    """
+    path = folder / "jwt_secret"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            # Made readable for its owner only from its first moment, and never overwritten.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            secret = path.read_text().strip()
+        else:
+            secret = secrets.token_urlsafe(48)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secret)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as exc:
+        raise SettingsError(f"DATA_DIR: {path} cannot be used: {exc.strerror}") from exc
+    if not secret:
+        raise SettingsError(f"DATA_DIR: {path} is empty; delete it to get a new secret")
+    return secret

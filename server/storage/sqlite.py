@@ -1,0 +1,491 @@
+"""The embedded store: one SQLite file, one writer thread, group commit.
+
+Whatever the rooms ask for while a commit is being synced to the disk goes into the next one, so
+under load one fsync carries the appends of many rooms, and an idle server waits for nobody. Each
+job has a savepoint of its own: one that fails takes nothing else with it. Reads have a thread and
+a connection of their own; WAL lets them run beside the writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import queue
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crdt.access import Member
+from crdt.errors import Conflict, Unavailable
+from crdt.ids import DocKind, DocName, UserId
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.records import Award, Score
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+ANSWERS_KEPT_S = 7 * 86_400
+MAX_GROUP = 512
+
+
+class StorageError(Exception):
+    """The data folder cannot be used; the text says what to do about it."""
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Counted since the start; read by the metrics."""
+
+    appends: int = 0
+    commits: int = 0
+    commit_seconds: float = 0.0
+    failures: int = 0
+
+
+class SqliteStore:
+    """A `Store` in `folder`/repsync.db, which one process at a time may have open."""
+
+    durability: Durability = "disk"
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the store.
+
+        Raises:
+            StorageError: the folder cannot be written, is in use, or holds a newer version.
+        """
+        self.stats = StoreStats()
+        self._lock = _lock_folder(folder)
+        path = folder / "repsync.db"
+        try:
+            self._db = _connect(path)
+            _migrate(self._db)
+            self._read_db = _connect(path)
+            self._read_db.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as exc:
+            self._lock.close()
+            raise StorageError(f"{path} cannot be opened: {exc}") from exc
+        except StorageError:
+            self._lock.close()
+            raise
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlite-read")
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._purged_at = 0.0
+        self._writer = threading.Thread(target=self._write_jobs, name="sqlite-write", daemon=True)
+        self._writer.start()
+
+    async def close(self) -> None:
+        """Finish what was asked for, and let go of the folder."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._writer.join)
+        self._reader.shutdown()
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+        self._read_db.close()
+        self._lock.close()
+
+    # -- the port ---------------------------------------------------------------------------
+
+    async def load(self, doc: DocName) -> Loaded | None:
+        return await self._read(lambda db: _load(db, doc))
+
+    async def append(self, batch: Append) -> Stored:
+        self.stats.appends += 1
+        return await self._write(lambda db: _append(db, batch))
+
+    async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+        return await self._write(lambda db: _compact(db, doc, snapshot, upto, base))
+
+    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
+        def find(db: sqlite3.Connection) -> Answer | None:
+            row = db.execute(
+                "SELECT answer FROM answers WHERE user_id = ? AND op_id = ?", (user_id, op_id)
+            ).fetchone()
+            answer: Answer | None = json.loads(row["answer"]) if row else None
+            return answer
+
+        return await self._read(find)
+
+    async def summaries(self, user_id: UserId, kind: DocKind) -> Sequence[tuple[Summary, str]]:
+        def find(db: sqlite3.Connection) -> list[tuple[Summary, str]]:
+            rows = db.execute(
+                "SELECT d.*, m.role FROM members m JOIN documents d USING (doc)"
+                " WHERE m.user_id = ? AND d.kind = ? ORDER BY d.listed_at DESC, d.doc",
+                (user_id, kind.value),
+            )
+            return [(_summary(row), row["role"]) for row in rows]
+
+        return await self._read(find)
+
+    async def summary(self, doc: DocName) -> Summary | None:
+        def find(db: sqlite3.Connection) -> Summary | None:
+            row = db.execute("SELECT * FROM documents WHERE doc = ?", (str(doc),)).fetchone()
+            return _summary(row) if row else None
+
+        return await self._read(find)
+
+    async def active_workout(self, owner_id: UserId) -> str | None:
+        return await self._read(lambda db: _active_workout(db, owner_id))
+
+    async def claim_active(
+        self, owner_id: UserId, workout_id: str, instead_of: str | None = None
+    ) -> str:
+        def claim(db: sqlite3.Connection) -> str:
+            db.execute(
+                "INSERT INTO active_workouts VALUES (?, ?) ON CONFLICT DO UPDATE"
+                " SET workout_id = excluded.workout_id WHERE workout_id = ?",
+                (owner_id, workout_id, instead_of),
+            )
+            return _active_workout(db, owner_id) or workout_id
+
+        return await self._write(claim)
+
+    async def check(self) -> float:
+        """Go through the writer and back. Returns: how long that took, in seconds."""
+        started = time.perf_counter()
+        await self._write(lambda db: db.execute("SELECT 1").fetchone())
+        return time.perf_counter() - started
+
+    # -- threads ----------------------------------------------------------------------------
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._reader, work, self._read_db)
+        except sqlite3.Error as exc:
+            self.stats.failures += 1
+            log.error("the store cannot be read", extra={"cause": str(exc)})
+            raise Unavailable("the store cannot be read now", retry_after_ms=1_000) from exc
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self._jobs.put(_Job(work, done, loop))
+        return await done
+
+    def _write_jobs(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            group = [job]
+            last = False
+            while len(group) < MAX_GROUP:
+                try:
+                    following = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                if following is None:
+                    last = True
+                    break
+                group.append(following)
+            self._commit(group)
+            if last:
+                return
+
+    def _commit(self, group: list[_Job]) -> None:
+        started = time.perf_counter()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for job in group:
+                self._try(job)
+            self._purge_answers()
+            self._db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            self.stats.failures += 1
+            log.error("the store cannot be written", extra={"cause": str(exc)})
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            for job in group:
+                job.error = Unavailable("the store cannot be written now", retry_after_ms=1_000)
+                job.error.__cause__ = exc
+        self.stats.commits += 1
+        self.stats.commit_seconds += time.perf_counter() - started
+        # All jobs of a store belong to one loop; one wake-up serves them all. It may be gone.
+        with contextlib.suppress(RuntimeError):
+            group[0].loop.call_soon_threadsafe(_settle, group)
+
+    def _try(self, job: _Job) -> None:
+        self._db.execute("SAVEPOINT job")
+        try:
+            job.result = job.work(self._db)
+        except sqlite3.OperationalError:
+            raise  # full, locked, failing: it is not this job's fault
+        except Exception as exc:
+            self._db.execute("ROLLBACK TO job")
+            job.error = exc
+        self._db.execute("RELEASE job")
+
+    def _purge_answers(self) -> None:
+        if time.monotonic() - self._purged_at > 3_600 or not self._purged_at:
+            self._purged_at = time.monotonic()
+            oldest_ms = int((time.time() - ANSWERS_KEPT_S) * 1_000)
+            self._db.execute("DELETE FROM answers WHERE at_ms < ?", (oldest_ms,))
+
+
+class _Job:
+    __slots__ = ("done", "error", "loop", "result", "work")
+
+    def __init__(
+        self,
+        work: Callable[[sqlite3.Connection], Any],
+        done: asyncio.Future[Any],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.work = work
+        self.done = done
+        self.loop = loop
+        self.result: Any = None
+        self.error: Exception | None = None
+
+
+def _settle(group: list[_Job]) -> None:
+    for job in group:
+        if job.done.cancelled():
+            continue
+        if job.error is not None:
+            job.done.set_exception(job.error)
+        else:
+            job.done.set_result(job.result)
+
+
+# -- opening ----------------------------------------------------------------------------------
+
+
+def _lock_folder(folder: Path) -> Any:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a")  # noqa: SIM115 - held open as long as the store
+    except OSError as exc:
+        raise StorageError(f"the data folder {folder} cannot be written: {exc.strerror}") from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        lock.close()
+        raise StorageError(f"the data folder {folder} is in use by another server") from exc
+    return lock
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA journal_mode = WAL")
+    # FULL syncs the WAL at every commit: an ack means that the disk has it.
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA busy_timeout = 5000")
+    return db
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StorageError(f"the data were written by a newer RepSync (schema {version})")
+    if version == 0:
+        script = files("server.storage").joinpath("schema.sql").read_text()
+        db.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
+
+
+# -- jobs: each runs inside a transaction -----------------------------------------------------
+
+
+def _load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
+    key = (str(doc),)
+    db.execute("BEGIN")  # one state of the database for all four reads
+    try:
+        row = db.execute("SELECT * FROM documents WHERE doc = ?", key).fetchone()
+        if row is None:
+            return None
+        if row["snapshot"] is not None:
+            _check(doc, row["snapshot_seq"], row["snapshot"], row["snapshot_crc"])
+        updates = []
+        for entry in db.execute("SELECT seq, yjs, crc FROM log WHERE doc = ? ORDER BY seq", key):
+            _check(doc, entry["seq"], entry["yjs"], entry["crc"])
+            updates.append(entry["yjs"])
+        members = {
+            UserId(member["user_id"]): Member(
+                UserId(member["user_id"]), member["role"], member["name"]
+            )
+            for member in db.execute("SELECT * FROM members WHERE doc = ?", key)
+        }
+        awards: dict[str, dict[str, Award]] = {}
+        for won in db.execute("SELECT * FROM awards WHERE doc = ?", key):
+            awards.setdefault(won["set_id"], {})[won["type"]] = Award(
+                won["set_id"],
+                UserId(won["user_id"]),
+                won["exercise"],
+                won["type"],
+                _whole(won["value"]),
+                None if won["previous"] is None else _whole(won["previous"]),
+            )
+    finally:
+        db.execute("COMMIT")
+    return Loaded(row["snapshot"], updates, row["seq"], row["snapshot_seq"], members, awards)
+
+
+def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
+    if zlib.crc32(data) != crc:
+        log.error("a stored record is damaged", extra={"document": str(doc), "seq": seq})
+        raise Unavailable(f"{doc} is damaged in the store at position {seq}")
+
+
+def _append(db: sqlite3.Connection, batch: Append) -> Stored:
+    doc = str(batch.doc)
+    summary = batch.summary
+    shown = (
+        summary.owner_id,
+        summary.title,
+        summary.status,
+        summary.mode,
+        summary.visibility,
+        summary.created_at,
+        summary.started_at,
+        summary.ended_at,
+    )
+    if batch.creates:
+        try:
+            db.execute(
+                "INSERT INTO documents (owner_id, title, status, mode, visibility, created_at,"
+                " started_at, ended_at, doc, kind, listed_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*shown, doc, batch.doc.kind.value, batch.entries[0].at_ms),
+            )
+        except sqlite3.IntegrityError as exc:
+            raise Conflict(f"{doc} exists already") from exc
+    else:
+        db.execute(
+            "UPDATE documents SET owner_id = ?, title = ?, status = ?, mode = ?, visibility = ?,"
+            " created_at = ?, started_at = ?, ended_at = ? WHERE doc = ?",
+            (*shown, doc),
+        )
+    seq = db.execute(
+        "UPDATE documents SET seq = seq + ? WHERE doc = ? RETURNING seq",
+        (0 if batch.update is None else 1, doc),
+    ).fetchone()["seq"]
+    if batch.update is not None:
+        entries = json.dumps([_who(entry) for entry in batch.entries], separators=(",", ":"))
+        db.execute(
+            "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+            (doc, seq, batch.update, zlib.crc32(batch.update), entries),
+        )
+    if batch.doc.kind is DocKind.WORKOUT and summary.status in ("completed", "abandoned"):
+        db.execute(
+            "DELETE FROM active_workouts WHERE owner_id = ? AND workout_id = ?",
+            (summary.owner_id, batch.doc.id),
+        )
+    won: dict[str, dict[str, Award]] = {}
+    for entry in batch.entries:
+        for member in entry.members:
+            _set_member(db, doc, member)
+        for score in entry.scores:
+            for award in _keep_score(db, doc, score, entry.at_ms):
+                won.setdefault(award.set_id, {})[award.type] = award
+    stored = Stored(seq, won)
+    for entry in batch.entries:
+        if entry.op_id is not None and entry.answer is not None:
+            db.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?)",
+                (
+                    entry.author.user_id,
+                    entry.op_id,
+                    json.dumps(entry.answer(stored), separators=(",", ":")),
+                    entry.at_ms,
+                ),
+            )
+    return stored
+
+
+def _who(entry: Entry) -> dict[str, Any]:
+    return {
+        "user_id": entry.author.user_id,
+        "device_id": entry.author.device_id,
+        "at_ms": entry.at_ms,
+        "event": entry.event,
+        "op_id": entry.op_id,
+    }
+
+
+def _set_member(db: sqlite3.Connection, doc: str, member: Member) -> None:
+    if member.role:
+        db.execute(
+            "INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?)",
+            (doc, member.user_id, member.role, member.name),
+        )
+    else:
+        db.execute("DELETE FROM members WHERE doc = ? AND user_id = ?", (doc, member.user_id))
+
+
+def _keep_score(db: sqlite3.Connection, doc: str, score: Score, at_ms: int) -> list[Award]:
+    """Note what a set is worth now. Returns: the records that it wins by that."""
+    who = (score.user_id, score.exercise)
+    db.execute(
+        "DELETE FROM scores WHERE user_id = ? AND exercise = ? AND doc = ? AND set_id = ?"
+        " AND type IN ('volume', 'weight', 'e1rm', 'reps', 'seconds')",
+        (*who, doc, score.set_id),
+    )
+    won: list[Award] = []
+    for type_, value in score.values.items():
+        best = db.execute(
+            "SELECT max(value) AS value FROM scores"
+            " WHERE user_id = ? AND exercise = ? AND type = ?",
+            (*who, type_),
+        ).fetchone()["value"]
+        db.execute(
+            "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", (*who, type_, doc, score.set_id, value)
+        )
+        if best is not None and value <= best:
+            continue
+        given = db.execute(
+            "INSERT OR IGNORE INTO awards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (doc, score.set_id, type_, *who, value, best, at_ms),
+        )
+        if given.rowcount:
+            previous = None if best is None else _whole(best)
+            won.append(Award(score.set_id, *who, type_, _whole(value), previous))
+    return won
+
+
+def _compact(db: sqlite3.Connection, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+    done = db.execute(
+        "UPDATE documents SET snapshot = ?, snapshot_crc = ?, snapshot_seq = ?"
+        " WHERE doc = ? AND snapshot_seq = ?",
+        (snapshot, zlib.crc32(snapshot), upto, str(doc), base),
+    )
+    if not done.rowcount:
+        return False
+    db.execute("DELETE FROM log WHERE doc = ? AND seq <= ?", (str(doc), upto))
+    return True
+
+
+def _active_workout(db: sqlite3.Connection, owner_id: UserId) -> str | None:
+    row = db.execute(
+        "SELECT workout_id FROM active_workouts WHERE owner_id = ?", (owner_id,)
+    ).fetchone()
+    return str(row["workout_id"]) if row else None
+
+
+def _summary(row: sqlite3.Row) -> Summary:
+    return Summary(
+        DocName.parse(row["doc"]),
+        UserId(row["owner_id"]),
+        row["title"],
+        row["status"],
+        row["mode"],
+        row["visibility"],
+        row["created_at"],
+        row["started_at"],
+        row["ended_at"],
+    )
+
+
+def _whole(value: float) -> float:
+    """SQLite hands out REAL as float; JSON shows 100, not 100.0."""
+    return int(value) if value == int(value) else value
