@@ -8,6 +8,7 @@
     ├── Invalid             invalid           no    details: [{path, message}]
     ├── Conflict            conflict          no    details: what stands in the way
     ├── TooLarge            too_large         no
+    ├── RateLimited         rate_limited      yes   after retry_after_ms
     ├── Unsynced            unsynced          yes   after a sync
     └── Unavailable         unavailable       yes   the log cannot be written now
 
@@ -83,6 +84,11 @@ class TooLarge(RepSyncError):
             f"{what} of {size_bytes} bytes is over the limit of {limit_bytes}",
             details={"size_bytes": size_bytes, "limit_bytes": limit_bytes},
         )
+
+
+class RateLimited(RepSyncError):
+    code = "rate_limited"
+    retryable = True
 
 
 class Unsynced(RepSyncError):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from crdt.access import Member, Right, User
@@ -20,9 +22,11 @@ from crdt.ids import ConnectionId, DocName, UserId
 from crdt.ports import Answer, Author, Clock, Outlet, Store, Stored
 from crdt.presence import Presence
 from crdt.replica import Write
-from crdt.room import Change, Room
+from crdt.room import Batch, Change, Room
 
 log = logging.getLogger(__name__)
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,6 @@ class Connection:
 
 
 @dataclass(slots=True)
-class _Waiter:
-    change: Change
-    stored: asyncio.Future[Stored]
-
-
-@dataclass(slots=True)
 class LiveRoom:
     """A room with the sockets in it. Only the hub changes it."""
 
@@ -52,10 +50,36 @@ class LiveRoom:
     room: Room
     presence: Presence = field(default_factory=Presence)
     connections: dict[ConnectionId, Connection] = field(default_factory=dict)
+    readers: dict[ConnectionId, None] = field(default_factory=dict)
+    """Those of the connections that get the document's updates."""
+    listeners: dict[ConnectionId, None] = field(default_factory=dict)
+    """Those that get the JSON events."""
+    sockets_of: Counter[UserId] = field(default_factory=Counter)
     leases: int = 0
-    waiters: list[_Waiter] = field(default_factory=list)
-    writer: asyncio.Task[None] | None = None
+    waiters: list[asyncio.Future[Stored]] = field(default_factory=list)
+    """Who waits for the changes that were admitted, in the order of the changes."""
+    append: asyncio.Future[Stored] | asyncio.Handle | None = None
+    """The append under way, or the one that starts when this turn of the loop is over."""
     idle: asyncio.TimerHandle | None = None
+    is_dropped: bool = False
+    """Whether the room was given up after a failed append; who still holds it must ask again."""
+
+    def enter(self, connection: Connection) -> bool:
+        """Returns: whether it is the user's first socket here."""
+        self.connections[connection.id] = connection
+        (self.readers if connection.document else self.listeners)[connection.id] = None
+        self.sockets_of[connection.user.id] += 1
+        return self.sockets_of[connection.user.id] == 1
+
+    def exit(self, connection: Connection) -> bool:
+        """Returns: whether it was the user's last socket here."""
+        del self.connections[connection.id]
+        del (self.readers if connection.document else self.listeners)[connection.id]
+        self.sockets_of[connection.user.id] -= 1
+        if not self.sockets_of[connection.user.id]:
+            del self.sockets_of[connection.user.id]
+            return True
+        return False
 
     def demand(self, user: User, right: Right) -> None:
         """Raises Forbidden unless the user has this right to the document."""
@@ -124,6 +148,7 @@ class RoomHub:
         self._compact_after = compact_after
         self._rooms: dict[DocName, LiveRoom] = {}
         self._loading: dict[DocName, asyncio.Task[LiveRoom]] = {}
+        self._failures: dict[DocName, int] = {}
         self._orphans: dict[DocName, LiveRoom] = {}
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
@@ -171,7 +196,9 @@ class RoomHub:
             Conflict: there is one of this name.
         """
         exists = await self._store.summary(name) is not None
-        if exists or name in self._rooms or name in self._loading:
+        while (loading := self._loading.get(name)) is not None:
+            await asyncio.wait([loading])  # somebody asked for it too early
+        if exists or name in self._rooms:
             raise Conflict(f"{name} exists already")
         live = self._rooms[name] = LiveRoom(name, Room(name))
         member = Member(owner.user.id, "owner", owner.user.name)
@@ -187,7 +214,6 @@ class RoomHub:
         def answer_with_preview(stored: Stored) -> Answer:
             return answer({**preview, "version": stored.seq})
 
-        live.leases += 1
         try:
             change = live.room.edit(
                 writes,
@@ -198,16 +224,17 @@ class RoomHub:
                 members=[member],
                 answer=answer_with_preview,
             )
-            preview.update(
-                live.room.preview(members=[shown], roster=[member], now_ms=self._clock.now_ms())
-            )
+        except BaseException:
+            del self._rooms[name]
+            raise
+        preview.update(
+            live.room.preview(members=[shown], roster=[member], now_ms=self._clock.now_ms())
+        )
+        live.leases += 1
+        try:
             reply = await self._outcome(live, change)
             self.join(live, owner)
             return reply
-        except BaseException:
-            if live.room.seq == 0 and self._rooms.get(name) is live:
-                del self._rooms[name]
-            raise
         finally:
             live.leases -= 1
             self._watch_idle(live)
@@ -216,8 +243,7 @@ class RoomHub:
         """Put a socket into a room; `live` must be leased. Joining twice changes nothing."""
         if connection.id in live.connections:
             return
-        is_first = not self._is_here(live, connection.user.id)
-        live.connections[connection.id] = connection
+        is_first = live.enter(connection)
         self._joined.setdefault(connection.id, set()).add(live.name)
         self._announce(live, connection.user, "workout:member:joined", changed=is_first)
 
@@ -231,11 +257,11 @@ class RoomHub:
             joined.discard(name)
             if not joined:
                 del self._joined[connection_id]
-        live = self._orphans.get(name) or self._rooms.get(name)
-        connection = live.connections.pop(connection_id, None) if live else None
-        if live is None or connection is None:
+        live = self._where(name, connection_id)
+        if live is None:
             return b""
-        is_last = not self._is_here(live, connection.user.id)
+        connection = live.connections[connection_id]
+        is_last = live.exit(connection)
         self._announce(live, connection.user, "workout:member:left", changed=is_last)
         self._watch_idle(live)
         return live.presence.leave(connection_id)
@@ -247,9 +273,16 @@ class RoomHub:
     def renew(self, connection: Connection) -> None:
         """The user behind a socket has a new token: other friends, another role or name."""
         for name in self.joined(connection.id):
-            live = self._orphans.get(name) or self._rooms.get(name)
-            if live is not None and connection.id in live.connections:
+            live = self._where(name, connection.id)
+            if live is not None:
                 live.connections[connection.id] = connection
+
+    def _where(self, name: DocName, connection_id: ConnectionId) -> LiveRoom | None:
+        """The room that a socket is in, be it one whose sockets are being moved."""
+        for live in (self._rooms.get(name), self._orphans.get(name)):
+            if live is not None and connection_id in live.connections:
+                return live
+        return None
 
     def find(self, name: DocName) -> LiveRoom | None:
         """The room, if it is in memory."""
@@ -272,11 +305,10 @@ class RoomHub:
         if loaded is None:
             raise NotFound(f"there is no {name}")
         live = self._rooms[name] = LiveRoom(name, Room(name, loaded))
+        if (orphan := self._orphans.get(name)) is not None:
+            live.presence = orphan.presence
         self._watch_idle(live)
         return live
-
-    def _is_here(self, live: LiveRoom, user_id: UserId) -> bool:
-        return any(connection.user.id == user_id for connection in live.connections.values())
 
     def _announce(self, live: LiveRoom, user: User, event: str, *, changed: bool) -> None:
         if not changed or live.name.kind != "workout":
@@ -300,14 +332,11 @@ class RoomHub:
         Raises:
             Invalid, Unsynced, Forbidden: refused whole.
         """
-        may_write = Right.WRITE in live.room.rights(connection.user)
-        change = live.room.admit(
-            update, connection.author(), self._clock.now_ms(), may_write=may_write
-        )
+        _demand_current(live)
+        rights = live.room.rights(connection.user)
+        change = live.room.admit(update, connection.author(), self._clock.now_ms(), rights)
         if change is None:
-            known: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-            known.set_result(Stored(live.room.seq))
-            return known
+            return self._known(live)
         return self._enqueue(live, change)
 
     async def edit(
@@ -328,6 +357,7 @@ class RoomHub:
             answer: makes the ack of the outcome; a pure function, see `Entry`.
         Returns: the ack, once the change is durable and has been shown.
         """
+        _demand_current(live)
         change = live.room.edit(
             writes,
             author,
@@ -343,40 +373,60 @@ class RoomHub:
         stored = await asyncio.shield(self._enqueue(live, change))
         return change.entry.answer(stored) if change.entry.answer else {}
 
+    def _known(self, live: LiveRoom) -> asyncio.Future[Stored]:
+        """For an update that brought nothing new: done when all that it repeats is durable."""
+        if live.waiters:
+            return live.waiters[-1]
+        known: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        known.set_result(Stored(live.room.seq))
+        return known
+
     def _enqueue(self, live: LiveRoom, change: Change) -> asyncio.Future[Stored]:
-        waiter = _Waiter(change, asyncio.get_running_loop().create_future())
-        live.waiters.append(waiter)
-        if live.writer is None:
-            live.writer = asyncio.create_task(self._write(live), name=f"write {live.name}")
-        return waiter.stored
+        """Returns: a future for the change, which goes into the next append of its room."""
+        loop = asyncio.get_running_loop()
+        stored: asyncio.Future[Stored] = loop.create_future()
+        live.waiters.append(stored)
+        if live.append is None:
+            # Not at once: what else arrives in this turn of the loop goes into the same append.
+            live.append = loop.call_soon(self._append, live)
+        return stored
 
-    async def _write(self, live: LiveRoom) -> None:
-        """Append what waits, batch by batch, until nothing does."""
-        try:
-            while (batch := live.room.take_batch()) is not None:
-                stored = await self._store.append(batch.append)
-                commit = live.room.commit(batch, stored)
-                done, live.waiters = (
-                    live.waiters[: len(batch.changes)],
-                    live.waiters[len(batch.changes) :],
-                )
-                self._outlet.committed(commit)
-                for waiter in done:
-                    if not waiter.stored.done():
-                        waiter.stored.set_result(stored)
-        except Exception as exc:
-            self._drop(live, exc)
-        else:
-            live.writer = None
+    def _append(self, live: LiveRoom) -> None:
+        """Append what waits as one record; what arrives meanwhile waits for the next one."""
+        live.append = None
+        batch = live.room.take_batch()
+        if batch is None:
             self._watch_idle(live)
-            if live.room.seq - live.room.snapshot_seq >= self._compact_after:
+            if live.room.compactable >= self._compact_after:
                 self._chore(self._compact(live.room))
+            return
+        live.append = asyncio.ensure_future(self._store.append(batch.append))
+        live.append.add_done_callback(partial(self._on_appended, live, batch))
 
-    def _drop(self, live: LiveRoom, cause: Exception) -> None:
+    def _on_appended(self, live: LiveRoom, batch: Batch, append: asyncio.Future[Stored]) -> None:
+        try:
+            stored = append.result()
+            commit = live.room.commit(batch, stored)
+        except (Exception, asyncio.CancelledError) as exc:
+            self._drop(live, exc)
+            return
+        self._failures.pop(live.name, None)
+        count = len(batch.changes)
+        done, live.waiters = live.waiters[:count], live.waiters[count:]
+        try:
+            self._outlet.committed(commit)
+        except Exception:
+            log.exception("a change was not shown", extra={"document": str(live.name)})
+        for index, waiter in enumerate(done):
+            if not waiter.done():
+                waiter.set_result(stored.of(index))
+        self._append(live)
+
+    def _drop(self, live: LiveRoom, cause: BaseException) -> None:
         """Forget a room whose append failed. Those who are in it join the one read anew."""
         if not isinstance(cause, Conflict | Unavailable):
-            log.exception("append failed", extra={"document": str(live.name)})
-        live.writer = None
+            log.error("append failed", exc_info=cause, extra={"document": str(live.name)})
+        live.append = None
         waiters, live.waiters = live.waiters, []
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
@@ -386,32 +436,41 @@ class RoomHub:
             else Unavailable("the change could not be stored", retry_after_ms=1_000)
         )
         for waiter in waiters:
-            if not waiter.stored.done():
-                waiter.stored.set_exception(error)
-                # A Yjs client that asked for no ack has nobody waiting here.
-                waiter.stored.exception()
-        if live.connections:
+            if not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()  # a Yjs client that asked for no ack has nobody waiting here
+        live.is_dropped = True
+        orphan = self._orphans.get(live.name)
+        if orphan is not None:  # it is still being moved, and takes these along
+            for connection in live.connections.values():
+                orphan.enter(connection)
+        elif live.connections:
             self._orphans[live.name] = live
             self._chore(self._rejoin(live))
 
     async def _rejoin(self, dropped: LiveRoom) -> None:
         """Move the sockets of a dropped room into the one read anew, however long that takes."""
-        delay_s = 0.05
+        # Members send again what was refused. Were it refused at once for ever, so would this be.
+        failures = self._failures[dropped.name] = self._failures.get(dropped.name, 0) + 1
+        delay_s = min(FIRST_RETRY_S * 2 ** (failures - 1), LAST_RETRY_S)
         try:
+            if failures > 1:
+                await asyncio.sleep(delay_s)
             while dropped.connections:
                 try:
                     async with self.lease(dropped.name) as fresh:
-                        fresh.connections.update(dropped.connections)
-                        fresh.presence = dropped.presence
+                        for connection in list(dropped.connections.values()):
+                            dropped.exit(connection)
+                            fresh.enter(connection)
                     self._outlet.reset(dropped.name, "append_failed")
                     return
                 except NotFound:
                     return  # it was never created
                 except Unavailable:
                     await asyncio.sleep(delay_s)
-                    delay_s = min(delay_s * 2, 5.0)
+                    delay_s = min(delay_s * 2, LAST_RETRY_S)
         finally:
-            del self._orphans[dropped.name]
+            self._orphans.pop(dropped.name, None)
 
     # -- letting go -------------------------------------------------------------------------
 
@@ -428,7 +487,7 @@ class RoomHub:
             return
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
-        if live.room.seq > live.room.snapshot_seq:
+        if live.room.compactable:
             self._chore(self._compact(live.room))
 
     async def _compact(self, room: Room) -> None:
@@ -436,6 +495,8 @@ class RoomHub:
         try:
             if await self._store.compact(room.name, room.diff(), upto, base):
                 room.compacted(upto)
+            elif (loaded := await self._store.load(room.name)) is not None:
+                room.compacted(loaded.snapshot_seq)  # somebody else was faster
         except Unavailable:
             # The log stays as long as it is; the next compaction takes it along.
             log.warning("compaction put off", extra={"document": str(room.name)})
@@ -447,11 +508,19 @@ class RoomHub:
 
     async def close(self) -> None:
         """Let every append that is under way finish, and forget all rooms."""
-        while writers := [live.writer for live in self._rooms.values() if live.writer]:
-            await asyncio.wait(writers)
+        while appends := [live.append for live in self._rooms.values() if live.append]:
+            futures = [append for append in appends if isinstance(append, asyncio.Future)]
+            if futures:
+                await asyncio.wait(futures)
+            await asyncio.sleep(0)  # they start, or their outcomes are dealt with
         if self._chores:
             await asyncio.wait(self._chores, timeout=5)
         for live in self._rooms.values():
             if live.idle is not None:
                 live.idle.cancel()
         self._rooms.clear()
+
+
+def _demand_current(live: LiveRoom) -> None:
+    if live.is_dropped:
+        raise Unavailable("the document is being read again", retry_after_ms=100)

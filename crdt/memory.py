@@ -53,18 +53,21 @@ class MemoryStore:
         if batch.creates:
             if batch.doc in self._documents:
                 raise Conflict(f"{batch.doc} exists already")
+            assert batch.summary is not None
             self._documents[batch.doc] = _Document(batch.summary)
         document = self._documents[batch.doc]
-        document.summary = batch.summary
+        document.summary = batch.summary or document.summary
         if batch.update is not None:
             document.seq += 1
             document.log[document.seq] = batch.update
-        owner_id = batch.summary.owner_id
-        ended = batch.summary.status in ("completed", "abandoned")
+        owner_id = document.summary.owner_id
+        ended = document.summary.status in ("completed", "abandoned")
         if ended and self._active.get(owner_id) == batch.doc.id:
             del self._active[owner_id]
         won: dict[str, dict[str, Award]] = {}
+        by_entry: list[dict[str, dict[str, Award]]] = []
         for entry in batch.entries:
+            by_entry.append({})
             for member in entry.members:
                 if member.role:
                     document.members[member.user_id] = member
@@ -73,12 +76,13 @@ class MemoryStore:
             for score in entry.scores:
                 for award in self._keep_score(batch.doc, score):
                     won.setdefault(award.set_id, {})[award.type] = award
-        for set_id, awards in won.items():
-            document.awards.setdefault(set_id, {}).update(awards)
-        stored = Stored(document.seq, won)
-        for entry in batch.entries:
+                    by_entry[-1].setdefault(award.set_id, {})[award.type] = award
+                    document.awards.setdefault(award.set_id, {})[award.type] = award
+        stored = Stored(document.seq, won, by_entry)
+        for index, entry in enumerate(batch.entries):
             if entry.op_id is not None and entry.answer is not None:
-                self._answers[entry.author.user_id, entry.op_id] = entry.answer(stored)
+                answer = entry.answer(stored.of(index))
+                self._answers[entry.author.user_id, entry.op_id] = answer
         return stored
 
     def _keep_score(self, doc: DocName, score: Score) -> list[Award]:

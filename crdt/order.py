@@ -21,7 +21,8 @@ from fractional_indexing import (
 
 from crdt.errors import Invalid, NotFound
 
-Items = Mapping[str, Mapping[str, Any]]
+Items = Mapping[str, Any]
+"""id -> fields, of which `order` counts here. What is no item sorts first."""
 
 
 def in_order(items: Items) -> list[str]:
@@ -85,8 +86,8 @@ def place(
     return {id_: str(key) for id_, key in zip(changed, fresh, strict=True)}
 
 
-def _key(item: Mapping[str, Any]) -> str:
-    key = item.get("order")
+def _key(item: Any) -> str:
+    key = item.get("order") if isinstance(item, Mapping) else None
     return key if isinstance(key, str) else ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -46,10 +46,16 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How a change was stored: its position in the document's log, and the records it won."""
+    """How an append was stored: its position in the document's log, and the records it won, in
+    all and by each of its entries."""
 
     seq: int
     awards: Awards = field(default_factory=dict)
+    by_entry: Sequence[Awards] = ()
+
+    def of(self, index: int) -> Stored:
+        """The same for one entry alone."""
+        return Stored(self.seq, self.by_entry[index] if self.by_entry else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """One log record: the merged update of all its entries (None if only members changed)."""
+    """One log record: the merged update of all its entries (None if only members changed).
+
+    `summary` is the document's summary if it is another one than before.
+    """
 
     doc: DocName
     update: bytes | None
     entries: Sequence[Entry]
-    summary: Summary
+    summary: Summary | None = None
     creates: bool = False
 
 
@@ -112,7 +121,7 @@ class Store(Protocol):
     async def load(self, doc: DocName) -> Loaded | None:
         """The document, or None if there has never been one."""
 
-    async def append(self, batch: Append) -> Stored:
+    def append(self, batch: Append) -> Awaitable[Stored]:
         """Append one record.
 
         A score wins a record when no other set of the user and exercise has reached its value;

@@ -17,15 +17,17 @@ from crdt.access import User
 from crdt.ids import ConnectionId
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
 
+MAX_NUDGED = 32
 _REMEMBERED_GONE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceChange:
-    """`relay` goes to everybody but the sender, `reply` to the sender; either may be empty."""
+    """`relay` goes to everybody but the sender, `reply` to the sender, `nudges` to one each."""
 
     relay: bytes = b""
     reply: bytes = b""
+    nudges: tuple[tuple[ConnectionId, bytes], ...] = ()
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class _Present:
     clock: int
     state: dict[str, Any]
     owner: ConnectionId
+    is_nudged: bool = False
 
 
 class Presence:
@@ -41,6 +44,7 @@ class Presence:
     def __init__(self) -> None:
         self._present: dict[int, _Present] = {}
         self._owned: dict[ConnectionId, int] = {}
+        self._owners: dict[int, ConnectionId] = {}
         self._gone: OrderedDict[int, int] = OrderedDict()
 
     def receive(self, connection: ConnectionId, user: User, update: bytes) -> PresenceChange:
@@ -60,13 +64,14 @@ class Presence:
         for entry in entries:
             if entry.client_id == own:
                 return self._take(connection, user, entry)
-        return PresenceChange()
+        return PresenceChange(nudges=self._nudge(entries))
 
     def leave(self, connection: ConnectionId) -> bytes:
         """A connection has ended. Returns: what the others must be told, maybe nothing."""
         client_id = self._owned.pop(connection, None)
         if client_id is None:
             return b""
+        del self._owners[client_id]
         return self._remove(client_id)
 
     def everybody(self) -> bytes:
@@ -81,11 +86,28 @@ class Presence:
     def __len__(self) -> int:
         return len(self._present)
 
+    def _nudge(self, entries: list[AwarenessEntry]) -> tuple[tuple[ConnectionId, bytes], ...]:
+        """Somebody who comes back says that the others are gone, and would not see them until
+        their next beat. Told the same, the others raise their clocks and announce themselves.
+
+        Once for each clock, and not in a crowd, where it would be a storm.
+        """
+        if len(self._present) > MAX_NUDGED:
+            return ()
+        nudges = []
+        for entry in entries:
+            present = self._present.get(entry.client_id)
+            if entry.state is None and present is not None and not present.is_nudged:
+                present.is_nudged = True
+                null = encode_awareness([AwarenessEntry(entry.client_id, present.clock, None)])
+                nudges.append((present.owner, null))
+        return tuple(nudges)
+
     def _claim(self, connection: ConnectionId, client_id: int) -> int | None:
-        present = self._present.get(client_id)
-        if present is not None:
-            return None  # a live connection has it
+        if client_id in self._owners:
+            return None  # another live connection's, even if it shows nothing now
         self._owned[connection] = client_id
+        self._owners[client_id] = connection
         return client_id
 
     def _take(self, connection: ConnectionId, user: User, entry: AwarenessEntry) -> PresenceChange:

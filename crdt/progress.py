@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crdt.access import Member
-from crdt.records import Award, record_values
+from crdt.order import in_order
+from crdt.records import Award, positive, record_values
 from crdt.replica import View
 
 
@@ -30,18 +31,22 @@ def progress(
         for member in roster
         if member.role in ("owner", "participant")
     }
-    for set_id, fields in view["sets"].items():
-        if not isinstance(fields, dict) or not isinstance(fields.get("user_id"), str):
+    sets = {id_: fields for id_, fields in view["sets"].items() if isinstance(fields, dict)}
+    for set_id in in_order(sets):
+        fields = sets[set_id]
+        if not isinstance(fields.get("user_id"), str):
             continue
         entry = found.setdefault(fields["user_id"], _nothing_yet(planned))
         entry["sets_done"] += 1
         _count(entry, fields)
         values = record_values(fields)
-        for award in awards.get(set_id, {}).values():
+        for _, award in sorted(awards.get(set_id, {}).items()):
             value = values.get(award.type)
             if value is not None and (award.previous is None or value > award.previous):
+                # A set that was corrected since is shown with what it is worth now.
+                won = {**award.to_wire(), "value": value}
                 entry["records"].append(
-                    {"set_id": set_id, "exercise": fields.get("exercise"), **award.to_wire()}
+                    {"set_id": set_id, "exercise": fields.get("exercise"), **won}
                 )
     for entry in found.values():
         entry["volume_kg"] = _tidy(entry["volume_kg"])
@@ -63,8 +68,7 @@ def _count(entry: dict[str, Any], fields: Mapping[str, Any]) -> None:
     if fields.get("kind") == "warmup":
         return
     weight_kg, reps, seconds = (
-        value if isinstance(value, int | float) and not isinstance(value, bool) else 0
-        for value in (fields.get("weight_kg"), fields.get("reps"), fields.get("seconds"))
+        positive(fields.get(key)) for key in ("weight_kg", "reps", "seconds")
     )
     entry["reps"] += int(reps)
     entry["volume_kg"] += weight_kg * reps

@@ -28,16 +28,16 @@ def record_values(fields: Mapping[str, Any]) -> dict[RecordType, float]:
     """The values with which one set competes."""
     if fields.get("kind") == "warmup":
         return {}
-    weight_kg = _positive(fields.get("weight_kg"))
-    reps = _positive(fields.get("reps"))
-    seconds = _positive(fields.get("seconds"))
+    weight_kg = positive(fields.get("weight_kg"))
+    reps = positive(fields.get("reps"))
+    seconds = positive(fields.get("seconds"))
     if weight_kg and reps:
         values: dict[RecordType, float] = {"weight": weight_kg, "volume": weight_kg * reps}
         if reps <= E1RM_MAX_REPS:
             values["e1rm"] = e1rm_kg(weight_kg, reps)
     elif reps:
         values = {"reps": reps}
-    elif seconds and not _positive(fields.get("distance_m")):
+    elif seconds and not positive(fields.get("distance_m")):
         values = {"seconds": seconds}
     else:
         values = {}
@@ -81,7 +81,8 @@ class Award:
         return {"type": self.type, "value": self.value, "previous": self.previous}
 
 
-def _positive(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+def positive(value: Any) -> float:
+    """The number that counts: 0 for anything that is none, or beyond all reason."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9:
         return value
     return 0

@@ -14,12 +14,12 @@ leaves the head as it was: where native code had to be asked first, the head is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pycrdt import merge_updates
 
-from crdt import template, workout
+from crdt import admission, template, workout
 from crdt.access import Member, Right, User, rights_of
 from crdt.errors import Conflict, Forbidden, RepSyncError
 from crdt.events import DomainEvent
@@ -35,9 +35,10 @@ from crdt.ports import (
     Summary,
 )
 from crdt.progress import progress
-from crdt.records import Award
+from crdt.records import Award, Score
 from crdt.replica import EMPTY_STATE_VECTOR, Delta, Replica, Transaction, View, Write, apply_delta
-from crdt.schema import SERVER_OWNED_META
+
+MAX_UNAPPLIED = 64
 
 
 @dataclass(slots=True)
@@ -66,16 +67,20 @@ class Room:
         self.seq = loaded.seq if loaded else 0
         self.snapshot_seq = loaded.snapshot_seq if loaded else 0
         self.members: dict[UserId, Member] = dict(loaded.members) if loaded else {}
+        self._names = {id_: member.name for id_, member in self.members.items()}
         self.awards: dict[str, dict[str, Award]] = (
             {set_id: dict(won) for set_id, won in loaded.awards.items()} if loaded else {}
         )
         self._exists = loaded is not None
-        self._committed = Replica(name.kind)
+        self._has_gap = False
+        self._replica = Replica(name.kind)
+        self._unapplied: list[bytes] = []
         if loaded is not None:
-            for update in (loaded.snapshot, *loaded.updates):
-                if update is not None:
-                    self._committed.load(update)
-        self._view = self._committed.read()
+            if loaded.snapshot is not None:
+                self._replica.load(loaded.snapshot)
+            self._replica.load(*loaded.updates)
+        self._view = self._replica.read()
+        self._listed_as = self._summary_of(self._view) if self._exists else None
         self._waiting: list[Change] = []
         self._in_flight: Batch | None = None
         self._head, self._head_view = self._build_head()
@@ -93,11 +98,11 @@ class Room:
         return self._head_view
 
     def state_vector(self) -> bytes:
-        return self._committed.state_vector()
+        return self._committed().state_vector()
 
     def diff(self, state_vector: bytes = EMPTY_STATE_VECTOR) -> bytes:
         """What a peer lacks of the committed document. Raises Invalid on a bad vector."""
-        return self._committed.diff(state_vector)
+        return self._committed().diff(state_vector)
 
     def rights(self, user: User) -> Right:
         return rights_of(user, self.name.kind, self._view["meta"], self.members)
@@ -142,7 +147,7 @@ class Room:
 
     # -- changes in -------------------------------------------------------------------------
 
-    def admit(self, update: bytes, author: Author, at_ms: int, *, may_write: bool) -> Change | None:
+    def admit(self, update: bytes, author: Author, at_ms: int, rights: Right) -> Change | None:
         """Take in a Yjs client's update.
 
         Returns: the change, to be taken with the next batch; None if it brought nothing new
@@ -150,7 +155,7 @@ class Room:
         Raises:
             Invalid, Unsynced, Forbidden: the update is refused whole, the room is as before.
         """
-        if not may_write and self._head.brings_news(update):
+        if Right.WRITE not in rights and self._head.brings_news(update):
             raise Forbidden("this role can read the document only")
         try:
             transaction = self._head.apply(update)
@@ -161,18 +166,12 @@ class Room:
         if transaction is None:
             return None
         try:
-            self._check(transaction.delta, may_write)
-            return self._accept(Entry(author, at_ms, "sync-update"), transaction)
+            before = self._head_view
+            admission.check(self.name.kind, author.user_id, rights, before, transaction.delta)
+            return self._accept(transaction, author, at_ms, "sync-update")
         except BaseException:
             self._rebuild_head()
             raise
-
-    def _check(self, delta: Delta, may_write: bool) -> None:
-        if not may_write:
-            raise Forbidden("this role can read the document only")
-        for root, key in delta:
-            if root == "meta" and key in SERVER_OWNED_META[self.name.kind]:
-                raise Forbidden(f"meta.{key} changes through intents only")
 
     def edit(
         self,
@@ -186,7 +185,6 @@ class Room:
         answer: Callable[[Stored], Answer] | None = None,
     ) -> Change:
         """Carry out an intent's writes, planned on `head`, in one transaction."""
-        entry = Entry(author, at_ms, event, op_id=op_id, members=tuple(members), answer=answer)
         transaction = None
         if writes:
             try:
@@ -194,21 +192,31 @@ class Room:
             except BaseException:
                 self._rebuild_head()
                 raise
-        return self._accept(entry, transaction)
+        return self._accept(transaction, author, at_ms, event, op_id, tuple(members), answer)
 
-    def _accept(self, entry: Entry, transaction: Transaction | None) -> Change:
-        delta = transaction.delta if transaction else {}
+    def _accept(
+        self,
+        transaction: Transaction | None,
+        author: Author,
+        at_ms: int,
+        event: str,
+        op_id: str | None = None,
+        members: tuple[Member, ...] = (),
+        answer: Callable[[Stored], Answer] | None = None,
+    ) -> Change:
+        update, delta = (transaction.update, transaction.delta) if transaction else (None, {})
         events: list[DomainEvent] = []
+        scores: list[Score] = []
         before = self._head_view
         if delta and self.name.kind is DocKind.WORKOUT:
-            names = {id_: member.name for id_, member in self.members.items()}
-            names[entry.author.user_id] = entry.author.name
-            events = workout.project(self.name.id, before, delta, names)
-            entry = replace(entry, scores=tuple(workout.scores(before, delta)))
+            self._names[author.user_id] = author.name
+            events = workout.project(self.name.id, before, delta, self._names)
+            scores = workout.scores(before, delta)
         elif delta:
             events = template.project(self.name.id, before, delta)
-        apply_delta(self._head_view, delta)
-        change = Change(entry, transaction.update if transaction else None, delta, events)
+        apply_delta(before, delta)
+        entry = Entry(author, at_ms, event, op_id, scores, members, answer)
+        change = Change(entry, update, delta, events)
         self._waiting.append(change)
         return change
 
@@ -222,13 +230,15 @@ class Room:
         changes, self._waiting = self._waiting, []
         updates = [change.update for change in changes if change.update is not None]
         update = updates[0] if len(updates) == 1 else merge_updates(*updates) if updates else None
+        summary = self._summary_of(self._head_view)
         append = Append(
             self.name,
             update,
             tuple(change.entry for change in changes),
-            self._summary(),
+            summary if summary != self._listed_as else None,
             creates=not self._exists,
         )
+        self._listed_as = summary
         self._in_flight = Batch(append, changes)
         return self._in_flight
 
@@ -241,20 +251,25 @@ class Room:
             raise Conflict("only the batch that was taken last can be committed")
         self._in_flight = None
         self._exists = True
-        self.seq = stored.seq
         update = batch.append.update
+        if stored.seq != self.seq + (update is not None):
+            self._has_gap = True
+        self.seq = stored.seq
         if update is not None:
-            self._committed.load(update)
+            self._unapplied.append(update)
+            if len(self._unapplied) >= MAX_UNAPPLIED:
+                self._committed()
         events: list[DomainEvent] = []
         for set_id, won in stored.awards.items():
             self.awards.setdefault(set_id, {}).update(won)
-        for change in batch.changes:
+        for index, change in enumerate(batch.changes):
+            won_by_change = stored.of(index).awards
             apply_delta(self._view, change.delta)
             for member in change.entry.members:
                 self._set_member(member)
             for event in change.events:
                 if event.set_id is not None:
-                    event.payload["is_pr"] = bool(stored.awards.get(event.set_id))
+                    event.payload["is_pr"] = bool(won_by_change.get(event.set_id))
                 events.append(event)
         senders = {change.entry.author.connection_id for change in batch.changes if change.update}
         return Committed(
@@ -270,6 +285,12 @@ class Room:
             ),
         )
 
+    @property
+    def compactable(self) -> int:
+        """How many log records this room could make a snapshot of: none, if somebody else wrote
+        some that it has not seen."""
+        return 0 if self._has_gap else self.seq - self.snapshot_seq
+
     def compacted(self, upto: int) -> None:
         """A snapshot of the first `upto` positions stands in the store now."""
         self.snapshot_seq = max(self.snapshot_seq, upto)
@@ -277,11 +298,12 @@ class Room:
     def _set_member(self, member: Member) -> None:
         if member.role:
             self.members[member.user_id] = member
+            self._names.setdefault(member.user_id, member.name)
         else:
             self.members.pop(member.user_id, None)
 
-    def _summary(self) -> Summary:
-        meta = self._head_view["meta"]
+    def _summary_of(self, view: View) -> Summary:
+        meta = view["meta"]
         owner_id = meta.get("owner_id")
         times = {
             key: value if isinstance(value := meta.get(key), int) else None
@@ -297,12 +319,20 @@ class Room:
             **times,
         )
 
+    def _committed(self) -> Replica:
+        """The committed replica. Updates are applied to it when somebody asks for it, several in
+        one transaction: members who are in the room have got them already."""
+        if self._unapplied:
+            self._replica.load(*self._unapplied)
+            self._unapplied.clear()
+        return self._replica
+
     def _rebuild_head(self) -> None:
         self._head, self._head_view = self._build_head()
 
     def _build_head(self) -> tuple[Replica, View]:
         """The head anew: the committed document and all admitted changes that it lacks."""
-        head = Replica(self.name.kind, self._committed.diff())
+        head = Replica(self.name.kind, self._committed().diff())
         changes = [*(self._in_flight.changes if self._in_flight else ()), *self._waiting]
         for change in changes:
             if change.update is not None:

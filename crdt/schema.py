@@ -36,25 +36,6 @@ _SHARED: dict[DocKind, dict[tuple[str, ...], type[Map[Any]] | type[Text]]] = {
 by field; everything else is a plain value that the last writer replaces whole."""
 
 
-SERVER_OWNED_META: dict[DocKind, frozenset[str]] = {
-    DocKind.WORKOUT: frozenset(
-        {
-            "owner_id",
-            "status",
-            "created_at",
-            "started_at",
-            "resumed_at",
-            "ended_at",
-            "active_ms",
-            "template_id",
-            "template_version",
-        }
-    ),
-    DocKind.TEMPLATE: frozenset({"owner_id", "locked", "forked_from"}),
-}
-"""Keys of `meta` that change through intents only, because more than the document hangs on them."""
-
-
 def shared_type(kind: DocKind, path: tuple[str, ...]) -> type[Map[Any]] | type[Text] | None:
     """The shared type that stands at `path`, or None for a plain value."""
     shapes = _SHARED[kind]
@@ -69,6 +50,8 @@ SetKind = Literal["warmup", "normal", "drop", "failure"]
 
 Title = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Goal = Annotated[str, Field(max_length=500)]
+Label = Annotated[str, Field(max_length=64)]
 Note = Annotated[str, Field(max_length=4_000)]
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 TimeMs = Annotated[int, Field(ge=0, lt=2**53)]
@@ -76,6 +59,7 @@ WeightKg = Annotated[float, Field(ge=0, le=2_000, allow_inf_nan=False)]
 Reps = Annotated[int, Field(ge=0, le=10_000)]
 Seconds = Annotated[float, Field(ge=0, le=7 * 86_400, allow_inf_nan=False)]
 DistanceM = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+Order = Annotated[str, Field(max_length=512)]
 Rpe = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
@@ -113,7 +97,7 @@ class ExerciseFields(Strict):
 
     name: Name
     exercise_id: Id | None = None
-    superset: Annotated[str, Field(max_length=64)] | None = None
+    superset: Label | None = None
     rest_s: Seconds | None = None
     note: Note = ""
 
@@ -132,7 +116,7 @@ class Changes(Strict):
 class ExerciseChanges(Changes):
     name: Name = ""
     exercise_id: Id | None = None
-    superset: Annotated[str, Field(max_length=64)] | None = None
+    superset: Label | None = None
     rest_s: Seconds | None = None
     note: Note = ""
     target: Annotated[tuple[Target, ...], Field(max_length=100, strict=False)] = ()
@@ -156,9 +140,61 @@ class SetChanges(Changes):
 
 class TemplateMetaChanges(Changes):
     title: Title = ""
-    goal: Annotated[str, Field(max_length=500)] | None = None
-    difficulty: Annotated[str, Field(max_length=64)] | None = None
+    goal: Goal | None = None
+    difficulty: Label | None = None
     visibility: Visibility = "private"
+
+
+class Item(BaseModel):
+    """What an item of a document may hold, whoever wrote it. Every field may be missing, and
+    unknown ones are let through: another version's clients may know more than we do."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+class SetItem(Item):
+    user_id: str | None = None
+    exercise: Label | None = None
+    order: Order = ""
+    kind: SetKind = "normal"
+    weight_kg: WeightKg | None = None
+    reps: Reps | None = None
+    seconds: Seconds | None = None
+    distance_m: DistanceM | None = None
+    rpe: Rpe | None = None
+    note: Note | None = None
+    completed_at: TimeMs | None = None
+    device_id: Annotated[str, Field(max_length=100)] | None = None
+
+
+class TargetItem(Item):
+    kind: SetKind = "normal"
+    reps: Reps | None = None
+    weight_kg: WeightKg | None = None
+    seconds: Seconds | None = None
+    distance_m: DistanceM | None = None
+    rpe: Rpe | None = None
+
+
+class ExerciseItem(Item):
+    name: Annotated[str, Field(max_length=200)] = ""
+    exercise_id: Label | None = None
+    order: Order = ""
+    superset: Label | None = None
+    rest_s: Seconds | None = None
+    note: Note = ""
+
+
+class WorkoutExerciseItem(ExerciseItem):
+    target: Annotated[list[TargetItem], Field(max_length=100)] = []
+
+
+class TemplateSetItem(TargetItem):
+    order: Order = ""
+
+
+class TemplateExerciseItem(ExerciseItem):
+    sets: Annotated[dict[str, TemplateSetItem], Field(max_length=100)] = {}
 
 
 def present(model: BaseModel) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def create(
 def update_meta(changes: Mapping[str, Any]) -> list[Write]:
     """Change fields; None removes an optional one."""
     if not changes:
-        raise Invalid("there is nothing to change")
+        raise Invalid.at("meta", "holds nothing to change")
     return [
         Remove(("meta", key)) if value is None else Put(("meta", key), value)
         for key, value in changes.items()

@@ -7,6 +7,7 @@ are read, which is more than the 53 bits that a JavaScript peer can write.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from crdt.errors import Invalid, TooLarge
 
 MAX_STATE_BYTES = 16 * 1024
 MAX_AWARENESS_ENTRIES = 1_000
+
+MAX_STATE_DEPTH = 16
+MAX_SAFE_INTEGER = 2**53 - 1
 
 _MAX_VAR_UINT_BYTES = 8
 
@@ -35,6 +39,8 @@ class Reader:
             self._at += 1
             value |= (byte & 0x7F) << (7 * i)
             if byte < 0x80:
+                if value > MAX_SAFE_INTEGER:
+                    break
                 return value
         raise ValueError("cut short, or a number that is too long")
 
@@ -92,6 +98,26 @@ def deleted_ends(delete_set: bytes) -> Iterator[tuple[int, int]]:
             yield client_id, clock + reader.var_uint()
 
 
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether plain JSON is nested more than `depth` levels deep."""
+    if not isinstance(value, dict | list):
+        return False
+    if depth == 0:
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return any(is_deeper(item, depth - 1) for item in items)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that JSON knows")
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 @dataclass(frozen=True, slots=True)
 class AwarenessEntry:
     """What is said of one client ID; a state of None says that it has gone."""
@@ -118,9 +144,11 @@ def decode_awareness(update: bytes) -> list[AwarenessEntry]:
             client_id, clock, text = reader.var_uint(), reader.var_uint(), reader.var_bytes()
             if len(text) > MAX_STATE_BYTES:
                 raise TooLarge("an awareness state", len(text), MAX_STATE_BYTES)
-            state = json.loads(text) if text else None
+            state = _JSON.decode(text.decode()) if text else None
             if state is not None and not isinstance(state, dict):
                 raise Invalid.at("awareness", "a state must be an object or null")
+            if is_deeper(state, MAX_STATE_DEPTH):
+                raise Invalid.at("awareness", "a state is nested too deeply")
             entries.append(AwarenessEntry(client_id, clock, state))
     except (ValueError, RecursionError) as exc:
         raise Invalid.at("awareness", "is not an awareness update") from exc
@@ -131,6 +159,7 @@ def encode_awareness(entries: Iterable[AwarenessEntry]) -> bytes:
     listed = list(entries)
     parts = [var_uint(len(listed))]
     for entry in listed:
-        text = json.dumps(entry.state, separators=(",", ":"), ensure_ascii=False)
+        # In ASCII, because half a surrogate pair, which JSON can hold, has no UTF-8.
+        text = json.dumps(entry.state, separators=(",", ":"))
         parts += (var_uint(entry.client_id), var_uint(entry.clock), var_bytes(text.encode()))
     return b"".join(parts)

@@ -79,10 +79,10 @@ def copy_template(
         Put(("meta", "template_id"), template_id),
         Put(("meta", "template_version"), template_version),
     ]
-    exercises = template["exercises"]
+    exercises = items_of(template["exercises"])
     for exercise_id, new_id in zip(order.in_order(exercises), new_ids, strict=False):
         source = exercises[exercise_id]
-        sets = source.get("sets") or {}
+        sets = items_of(source.get("sets"))
         copied = {
             key: source[key]
             for key in ("name", "exercise_id", "order", "superset", "rest_s", "note")
@@ -133,10 +133,9 @@ def add_exercise(
     before: str | None = None,
     after: str | None = None,
 ) -> list[Write]:
-    exercises = view["exercises"]
-    if exercise_id in exercises:
+    if exercise_id in view["exercises"]:
         raise Conflict(f"there is an exercise {exercise_id} already")
-    placed = order.place(exercises, exercise_id, before=before, after=after)
+    placed = order.place(items_of(view["exercises"]), exercise_id, before=before, after=after)
     made = {"note": "", "target": [], **fields, "order": placed.pop(exercise_id)}
     return [Put(("exercises", exercise_id), made), *_reorder(placed)]
 
@@ -151,7 +150,8 @@ def move_exercise(
     view: View, exercise_id: str, *, before: str | None, after: str | None
 ) -> list[Write]:
     known(view, "exercises", exercise_id)
-    return _reorder(order.place(view["exercises"], exercise_id, before=before, after=after))
+    exercises = items_of(view["exercises"])
+    return _reorder(order.place(exercises, exercise_id, before=before, after=after))
 
 
 def remove_exercise(view: View, exercise_id: str, user_id: UserId) -> list[Write]:
@@ -161,8 +161,12 @@ def remove_exercise(view: View, exercise_id: str, user_id: UserId) -> list[Write
         Conflict: somebody else has logged sets of it.
     """
     known(view, "exercises", exercise_id)
-    logged = {id_: s for id_, s in view["sets"].items() if s.get("exercise") == exercise_id}
-    others = sorted({str(s.get("user_id")) for s in logged.values()} - {user_id})
+    logged = {
+        id_: item
+        for id_, item in view["sets"].items()
+        if isinstance(item, dict) and item.get("exercise") == exercise_id
+    }
+    others = sorted({str(item.get("user_id")) for item in logged.values()} - {user_id})
     if others:
         raise Conflict("others have logged sets of this exercise", details={"user_ids": others})
     return [Remove(("exercises", exercise_id)), *(Remove(("sets", id_)) for id_ in logged)]
@@ -188,12 +192,14 @@ def complete_set(
     logged = {"user_id": user_id, "exercise": exercise_id, **measures}
     existing = view["sets"].get(set_id)
     if existing is not None:
-        if all(existing.get(key) == value for key, value in logged.items()):
+        if isinstance(existing, dict) and all(
+            existing.get(key) == value for key, value in logged.items()
+        ):
             return []
         raise Conflict(f"there is a set {set_id} already, with other values")
     made = {
         **logged,
-        "order": order.append_key(view["sets"]),
+        "order": order.append_key(items_of(view["sets"])),
         "completed_at": completed_at,
         "device_id": device_id,
     }
@@ -231,7 +237,7 @@ def own_set(view: View, set_id: str, user_id: UserId) -> Mapping[str, Any]:
 
 def _patch(path: tuple[str, ...], changes: Mapping[str, Any]) -> list[Write]:
     if not changes:
-        raise Invalid("there is nothing to change")
+        raise Invalid.at(path[0].removesuffix("s"), "holds nothing to change")
     return [
         Remove((*path, key)) if value is None else Put((*path, key), value)
         for key, value in changes.items()
@@ -388,6 +394,13 @@ def snapshot(
     }
 
 
+def items_of(found: Any) -> dict[str, dict[str, Any]]:
+    """The items among what a client wrote into a map; whatever else is there is left out."""
+    if not isinstance(found, dict):
+        return {}
+    return {id_: item for id_, item in found.items() if isinstance(item, dict)}
+
+
 def _listed(items: Mapping[str, Any]) -> list[dict[str, Any]]:
-    shown = {id_: item for id_, item in items.items() if isinstance(item, dict)}
+    shown = items_of(items)
     return [{**shown[id_], "id": id_} for id_ in order.in_order(shown)]

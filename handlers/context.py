@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from crdt.access import Member, Right, User
 from crdt.hub import Connection, LiveRoom, RoomHub
@@ -70,6 +72,17 @@ class Services:
     sessions: Sessions
     streams: Streams
     new_id: Callable[[], str] = field(default=lambda: str(uuid4()))
+    _starting: WeakValueDictionary[UserId, asyncio.Lock] = field(
+        default_factory=WeakValueDictionary
+    )
+
+    def starting(self, owner_id: UserId) -> asyncio.Lock:
+        """Held from the claim of an owner's workout to its start, so that nobody takes the claim
+        for one that a crash has left behind."""
+        lock = self._starting.get(owner_id)
+        if lock is None:
+            lock = self._starting[owner_id] = asyncio.Lock()
+        return lock
 
 
 @dataclass(slots=True)
@@ -118,9 +131,14 @@ class Context:
         reply: Callable[[Stored], Mapping[str, Any]],
         *,
         members: Iterable[Member] = (),
+        once: bool = True,
     ) -> Answer:
         """Carry out writes that were planned on `live.room.head`, with no await in between.
 
+        Args:
+            reply: the ack's fields, made of the outcome by a pure function.
+            once: keep the ack for the operation's repeats. An event that may be repeated anyway,
+                and answers with the present state, keeps none.
         Returns: the ack, once the change is durable.
         """
         return await self.hub.edit(
@@ -128,7 +146,7 @@ class Context:
             writes,
             self.caller.author,
             self.event,
-            op_id=self.op_id,
+            op_id=self.op_id if once else None,
             members=tuple(members),
             answer=lambda stored: self.changed(reply(stored)),
         )

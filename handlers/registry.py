@@ -33,6 +33,8 @@ class ChangePayload(Payload):
 
 P = TypeVar("P", bound=Payload)
 Handler = Callable[[Context, P], Awaitable[Mapping[str, Any]]]
+Again = Callable[[Context, Answer], Awaitable[None]]
+"""What is still to be done for a caller whose operation had been carried out before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Intent:
     event: str
     payload: type[Payload]
     handler: Handler[Any]
+    again: Again | None = None
 
     @property
     def summary(self) -> str:
@@ -53,15 +56,17 @@ class Registry:
     """The events of one noun, or, merged, of the whole API."""
 
     intents: dict[str, Intent] = field(default_factory=dict)
-    _under_way: dict[tuple[UserId, str], asyncio.Future[Answer]] = field(default_factory=dict)
+    _under_way: dict[tuple[UserId, str], asyncio.Task[Answer]] = field(default_factory=dict)
 
-    def on(self, event: str, payload: type[P]) -> Callable[[Handler[P]], Handler[P]]:
+    def on(
+        self, event: str, payload: type[P], *, again: Again | None = None
+    ) -> Callable[[Handler[P]], Handler[P]]:
         """Register the decorated handler. A name that is taken stops the start."""
 
         def register(handler: Handler[P]) -> Handler[P]:
             if event in self.intents:
                 raise ValueError(f"{event} is registered twice")
-            self.intents[event] = Intent(event, payload, handler)
+            self.intents[event] = Intent(event, payload, handler, again)
             return handler
 
         return register
@@ -71,7 +76,7 @@ class Registry:
         merged = cls()
         for registry in registries:
             for event, intent in registry.intents.items():
-                merged.on(event, intent.payload)(intent.handler)
+                merged.on(event, intent.payload, again=intent.again)(intent.handler)
         return merged
 
     async def dispatch(self, caller: Caller, services: Services, event: str, data: Any) -> Answer:
@@ -95,24 +100,32 @@ class Registry:
             return {"ok": False, "error": INTERNAL}
 
     async def _once(self, ctx: Context, intent: Intent, payload: Payload) -> Answer:
-        """Carry out an operation, unless it was, or is being, carried out already."""
+        """Carry out an operation, unless it was, or is being, carried out already.
+
+        It runs to its end in a task of its own: the caller may be gone by then, and ask again.
+        """
         key = (ctx.user.id, cast(str, ctx.op_id))
-        if (running := self._under_way.get(key)) is not None:
-            return await asyncio.shield(running)
-        first: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._under_way[key] = first
-        try:
-            answer = await ctx.store.answer(*key)
-            if answer is None:
-                answer = _ack(await intent.handler(ctx, payload))
-            first.set_result(answer)
-            return answer
-        except BaseException as exc:
-            first.set_exception(exc if isinstance(exc, Exception) else asyncio.CancelledError())
-            first.exception()  # as a rule nobody else waits for it
-            raise
-        finally:
-            del self._under_way[key]
+        running = self._under_way.get(key)
+        if running is None:
+            running = asyncio.create_task(self._carry_out(key, ctx, intent, payload))
+            self._under_way[key] = running
+            running.add_done_callback(lambda task: self._finished(key, task))
+        return await asyncio.shield(running)
+
+    async def _carry_out(
+        self, key: tuple[UserId, str], ctx: Context, intent: Intent, payload: Payload
+    ) -> Answer:
+        kept = await ctx.store.answer(*key)
+        if kept is None:
+            return _ack(await intent.handler(ctx, payload))
+        if intent.again is not None:
+            await intent.again(ctx, kept)
+        return kept
+
+    def _finished(self, key: tuple[UserId, str], task: asyncio.Task[Answer]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # whoever still waits gets it; maybe nobody does
 
 
 def _parse(model: type[Payload], data: Any) -> Payload:

@@ -7,8 +7,7 @@ from typing import Any
 
 from crdt import ids, workout
 from crdt.access import Right
-from crdt.ports import Stored
-from crdt.records import Award
+from crdt.ports import Awards
 from crdt.schema import Id, Measures, SetChanges, TimeMs, present
 from handlers.context import Context
 from handlers.registry import ChangePayload, Registry
@@ -43,14 +42,16 @@ async def complete_set(ctx: Context, msg: CompleteSet) -> Mapping[str, Any]:
             completed_at=completed_at,
             device_id=ctx.caller.device["id"],
         )
-        won_before = dict(live.room.awards.get(set_id, {})) if not writes else {}
+        answer = await ctx.commit(live, writes, lambda stored: _won(set_id, stored.awards))
+        if not writes:
+            # It was here already, or on its way: the answer is that of the first time.
+            answer = ctx.changed(_won(set_id, live.room.awards))
+        return answer
 
-        def reply(stored: Stored) -> Mapping[str, Any]:
-            awards: Mapping[str, Award] = stored.awards.get(set_id) or won_before
-            records = [award.to_wire() for award in awards.values()]
-            return {"set_id": set_id, "is_pr": bool(records), "records": records}
 
-        return await ctx.commit(live, writes, reply)
+def _won(set_id: str, awards: Awards) -> dict[str, Any]:
+    records = [award.to_wire() for award in awards.get(set_id, {}).values()]
+    return {"set_id": set_id, "is_pr": bool(records), "records": records}
 
 
 class UpdateSet(ChangePayload):
@@ -64,12 +65,7 @@ async def update_set(ctx: Context, msg: UpdateSet) -> Mapping[str, Any]:
     """Correct a set of the caller's own; null removes an optional field."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:
         writes = workout.update_set(live.room.head, msg.set_id, ctx.user.id, msg.set.changes())
-
-        def reply(stored: Stored) -> Mapping[str, Any]:
-            records = [award.to_wire() for award in stored.awards.get(msg.set_id, {}).values()]
-            return {"set_id": msg.set_id, "is_pr": bool(records), "records": records}
-
-        return await ctx.commit(live, writes, reply)
+        return await ctx.commit(live, writes, lambda stored: _won(msg.set_id, stored.awards))
 
 
 class RemoveSet(ChangePayload):

@@ -11,8 +11,8 @@ from crdt import ids, template
 from crdt.access import Member, Right
 from crdt.errors import Conflict, NotFound
 from crdt.ids import UserId
-from crdt.ports import Summary
-from crdt.schema import Id, TemplateMetaChanges, Title, Visibility
+from crdt.ports import Answer, Summary
+from crdt.schema import Goal, Id, Label, TemplateMetaChanges, Title, Visibility
 from handlers.context import Context
 from handlers.registry import ChangePayload, Payload, Registry
 
@@ -23,11 +23,17 @@ class CreateTemplate(ChangePayload):
     template_id: Id | None = None
     title: Title
     visibility: Visibility = "private"
-    goal: Annotated[str, Field(max_length=500)] | None = None
-    difficulty: Annotated[str, Field(max_length=64)] | None = None
+    goal: Goal | None = None
+    difficulty: Label | None = None
 
 
-@registry.on("template:create", CreateTemplate)
+async def _join_created(ctx: Context, answer: Answer) -> None:
+    """A creation that is sent again, from a new connection, joins that one as well."""
+    async with ctx.room(ids.template(answer["template"]["id"]), Right.READ) as live:
+        ctx.hub.join(live, ctx.caller.connection)
+
+
+@registry.on("template:create", CreateTemplate, again=_join_created)
 async def create_template(ctx: Context, msg: CreateTemplate) -> Mapping[str, Any]:
     """Make an empty template, and join it."""
     optional = {"goal": msg.goal, "difficulty": msg.difficulty}

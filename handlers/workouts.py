@@ -12,7 +12,7 @@ from crdt.access import Member, Right
 from crdt.errors import Conflict, Forbidden
 from crdt.hub import LiveRoom
 from crdt.ids import UserId
-from crdt.ports import Summary
+from crdt.ports import Answer, Summary
 from crdt.replica import Put, Write
 from crdt.schema import Id, Mode, Title, Visibility
 from handlers.context import Context
@@ -32,7 +32,13 @@ class CreateWorkout(ChangePayload):
     visibility: Visibility = "private"
 
 
-@registry.on("workout:create", CreateWorkout)
+async def _join_created(ctx: Context, answer: Answer) -> None:
+    """A creation that is sent again, from a new connection, joins that one as well."""
+    async with ctx.room(ids.workout(answer["workout"]["id"]), Right.READ) as live:
+        ctx.hub.join(live, ctx.caller.connection)
+
+
+@registry.on("workout:create", CreateWorkout, again=_join_created)
 async def create_workout(ctx: Context, msg: CreateWorkout) -> Mapping[str, Any]:
     """Plan a workout, empty or from a template, and join it."""
     name = ids.workout(msg.workout_id or ctx.new_id())
@@ -77,17 +83,23 @@ class JoinWorkout(WorkoutChange):
 
 @registry.on("workout:join", JoinWorkout)
 async def join_workout(ctx: Context, msg: JoinWorkout) -> Mapping[str, Any]:
-    """Get the room's events on this socket. Who is no member becomes one, if the workout is
-    visible: a participant of a group, a spectator of a solo workout; coaches are invited."""
+    """Get the room's events on this socket.
+
+    Who is no member becomes one, if the workout is visible: a participant of a group, a spectator
+    of a solo workout; coaches are invited.
+    """
     name = ids.workout(msg.workout_id)
     async with ctx.room(name, Right.READ) as live:
         member = live.room.members.get(ctx.user.id)
         if member is None:
             role = _visitor_role(live, msg.role)
             member = Member(ctx.user.id, role, ctx.user.name)
-            await ctx.commit(live, [], lambda _: {"role": role}, members=[member])
+            await ctx.commit(live, [], lambda _: {}, members=[member], once=False)
         elif msg.role not in (None, member.role):
             raise Forbidden(f"you are {member.role} here", details={"role": member.role})
+        elif member.name != ctx.user.name:
+            member = Member(member.user_id, member.role, ctx.user.name)
+            await ctx.commit(live, [], lambda _: {}, members=[member], once=False)
         ctx.hub.join(live, ctx.caller.connection)
         return {
             "role": member.role,
@@ -180,21 +192,27 @@ async def _transition(
 ) -> Mapping[str, Any]:
     async with ctx.room(ids.workout(msg.workout_id), Right.RUN) as live:
         if action == "start":
-            # Asked before the claim, so that a workout that cannot start claims nothing.
-            workout.transition(live.room.head, action, ctx.now_ms())
-            await _claim(ctx, live)
-        writes = workout.transition(live.room.head, action, ctx.now_ms())
-        meta = {write.path[1]: write.value for write in writes if isinstance(write, Put)}
-        return await ctx.commit(live, writes, lambda _: {"workout_id": msg.workout_id, **meta})
+            owner_id = UserId(str(live.room.head["meta"].get("owner_id")))
+            async with ctx.services.starting(owner_id):
+                # Asked before the claim, so that a workout that cannot start claims nothing.
+                workout.transition(live.room.head, action, ctx.now_ms())
+                await _claim(ctx, live, owner_id)
+                return await _move_on(ctx, live, action)
+        return await _move_on(ctx, live, action)
 
 
-async def _claim(ctx: Context, live: LiveRoom) -> None:
+async def _move_on(ctx: Context, live: LiveRoom, action: workout.Action) -> Mapping[str, Any]:
+    writes = workout.transition(live.room.head, action, ctx.now_ms())
+    meta = {write.path[1]: write.value for write in writes if isinstance(write, Put)}
+    return await ctx.commit(live, writes, lambda _: {"workout_id": live.name.id, **meta})
+
+
+async def _claim(ctx: Context, live: LiveRoom, owner_id: UserId) -> None:
     """Make this the owner's one live workout.
 
     A claim outlives a crash between itself and the start that it was made for, so one that stands
     in the way counts only as long as its workout is live.
     """
-    owner_id = UserId(str(live.room.head["meta"].get("owner_id")))
     holder = await ctx.store.claim_active(owner_id, live.name.id)
     if holder != live.name.id:
         summary = await ctx.store.summary(ids.workout(holder))

@@ -1,12 +1,14 @@
-"""The command line: `python -m server [serve|token]`."""
+"""The command line: `python -m server [serve|token|replay]`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvloop
 from aiohttp import web
@@ -20,6 +22,9 @@ from server.storage.sqlite import StorageError
 EXIT_UNUSABLE = 2
 """The exit code for a configuration or a data folder that the server cannot run with."""
 
+EXIT_INTERRUPTED = 130
+"""The exit code of a replay that was stopped by Ctrl-C, as shells have it."""
+
 SHUTDOWN_TIMEOUT_S = 5.0
 FIRST_TOKENS_TTL_S = 7 * 86_400
 
@@ -32,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure(settings)
         if command == "token":
             return _token(settings, arguments)
+        if command == "replay":
+            return _replay(settings, arguments)
         return uvloop.run(serve(settings))
     except (SettingsError, StorageError) as exc:
         print(f"repsync: {exc}", file=sys.stderr)
@@ -55,6 +62,22 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--role", choices=ROLES, default="user")
     token.add_argument("--ttl", type=_ttl, default=86_400, metavar="S", help="seconds (a day)")
 
+    replay = commands.add_parser(
+        "replay",
+        help="play a training export through real sockets",
+        description="Play a Strong or Hevy export (CSV) as live sessions of several devices, and "
+        "check that nothing is lost, doubled or unequal. Starts a server of its own, with its data "
+        "in a temporary folder, unless --url names one.",
+    )
+    replay.add_argument("file", type=Path, metavar="FILE.csv")
+    replay.add_argument("--url", help="a running server; it must share this one's secret")
+    replay.add_argument(
+        "--user",
+        metavar="ID",
+        help="whose training it is (default: lifter, and with --url somebody new)",
+    )
+    replay.add_argument("--limit", type=_count, metavar="N", help="the first N workouts only")
+    replay.add_argument("--seed", type=int, default=1, help="repeats the same accidents")
     return parser
 
 
@@ -65,10 +88,35 @@ def _ttl(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be a whole number above 0")
+    return count
+
+
 def _token(settings: Settings, arguments: argparse.Namespace) -> int:
     auth = Authenticator.from_settings(settings)
     print(auth.sign(arguments.user, name=arguments.name, role=arguments.role, ttl_s=arguments.ttl))
     return 0
+
+
+def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
+    from server.replay.play import replay  # rich and the client are not needed to serve
+
+    playing = replay(
+        settings,
+        arguments.file,
+        url=arguments.url,
+        user_id=arguments.user,
+        limit=arguments.limit,
+        seed=arguments.seed,
+    )
+    try:
+        return uvloop.run(playing)
+    except KeyboardInterrupt:
+        print("repsync: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 async def serve(settings: Settings) -> int:
@@ -85,6 +133,7 @@ async def serve(settings: Settings) -> int:
                 f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc};"
                 " set PORT to a free one"
             ) from exc
+        _settle_memory()
         _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -94,6 +143,13 @@ async def serve(settings: Settings) -> int:
     finally:
         await runner.cleanup()
     return 0
+
+
+def _settle_memory() -> None:
+    """What is loaded now stays: the collector need not look at it again, nor look so often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def _greet(settings: Settings, auth: Authenticator, port: int) -> None:

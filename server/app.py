@@ -21,9 +21,9 @@ from server.gateway import Gateway, max_packet_bytes
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
-from server.sockets import SocketServer
 from server.storage.sqlite import SqliteStore
 from server.streams import StreamHub
+from server.transport.server import SocketServer, TransportLimits
 
 
 class WallClock:
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> web.Application:
     sockets = SocketServer(
         gateway,
         cors_origins=settings.cors_origins,
-        max_packet_bytes=max_packet_bytes(settings),
+        limits=TransportLimits(max_packet_bytes=max_packet_bytes(settings)),
     )
     hub = RoomHub(
         store,
@@ -72,9 +72,7 @@ def create_app(settings: Settings) -> web.Application:
         compact_after=settings.compact_after,
     )
     health = Health(store, lambda: {"connections": sockets.connection_count, "rooms": len(hub)})
-    streams = StreamHub(
-        hub, clock, health.report, lambda sids, event, value: sockets.post("/", sids, event, value)
-    )
+    streams = StreamHub(hub, clock, health.report, sockets.post_latest)
     gateway.open(sockets, hub, Services(hub, store, clock, gateway, streams), streams)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
 
@@ -102,12 +100,11 @@ async def _drain(app: web.Application) -> None:
     parts.health.is_draining = True
     parts.streams.close()
     await parts.hub.close()
-    await parts.sockets.close_all()
+    parts.sockets.close_all()
 
 
 async def _close(app: web.Application) -> None:
     parts = app[PARTS]
-    await parts.sockets.shutdown()
     await parts.hub.close()
     await parts.store.close()
 

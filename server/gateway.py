@@ -6,11 +6,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from uuid import uuid4
+
+from prometheus_client import Counter
+from pycrdt import merge_updates
 
 from crdt.access import Right, User
 from crdt.errors import (
@@ -33,8 +36,8 @@ from handlers.registry import Registry
 from server.auth import Authenticator, Identity
 from server.metrics import Metrics
 from server.settings import Settings
-from server.sockets import Ack, SocketServer
 from server.streams import StreamHub
+from server.transport.server import Ack, SocketServer
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,9 @@ class Session:
     expires_at_s: float
     document: DocName | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    missed: tuple[bytes, bytes] | None = None
+    """The first update that was left out because the client is slow, and the document's state
+    vector right after it: what the two together lack is all that it has missed."""
     is_asked: bool = False
     """Whether the client's answer to our own sync-step-1 is still to come."""
 
@@ -87,7 +93,7 @@ class Gateway:
         self._instance = instance
         self._sessions: dict[ConnectionId, Session] = {}
         self._by_user: dict[UserId, set[ConnectionId]] = {}
-        self._cuts: set[asyncio.Future[None]] = set()
+        self._counters: dict[tuple[str, str], Counter] = {}
         self.limits = {
             "max_update_bytes": settings.max_update_bytes,
             "max_packet_bytes": max_packet_bytes(settings),
@@ -155,17 +161,21 @@ class Gateway:
         }
         self._sockets.post("/", [session.id], "welcome", welcome)
 
-    async def event(
+    def event(
         self, namespace: str, sid: str, event: str, args: Sequence[Any], ack: Ack | None
-    ) -> None:
+    ) -> Coroutine[Any, Any, None] | None:
         session = self._sessions.get(ConnectionId(sid))
         if session is None:
-            return
-        started = time.perf_counter()
+            return None
         if session.document is not None and event in _DOCUMENT_EVENTS:
-            await _DOCUMENT_EVENTS[event](self, session, session.document, args, ack)
-            self._metrics.events.labels(event, "ok").inc()
-            return
+            self._count(event, "ok")
+            return _DOCUMENT_EVENTS[event](self, session, session.document, args, ack)
+        return self._dispatch(session, event, args, ack)
+
+    async def _dispatch(
+        self, session: Session, event: str, args: Sequence[Any], ack: Ack | None
+    ) -> None:
+        started = time.perf_counter()
         if session.document is not None and event != "auth:refresh":
             error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
             answer: dict[str, Any] = {"ok": False, "error": error.to_wire()}
@@ -176,14 +186,35 @@ class Gateway:
             data = args[0] if args else {}
             answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
-        code = "ok" if answer["ok"] else answer["error"]["code"]
-        self._metrics.events.labels(name, code).inc()
+        self._count(name, "ok" if answer["ok"] else answer["error"]["code"])
         self._metrics.ack_seconds.observe(time.perf_counter() - started)
         if ack is not None:
             ack(answer)
         if event == "subscribe" and answer["ok"] and session.id in self._sessions:
             confirmed = {"subscribed": answer["subscribed"]}
             self._sockets.post("/", [session.id], "subscription:confirmed", confirmed)
+
+    def _count(self, event: str, code: str) -> None:
+        counter = self._counters.get((event, code))
+        if counter is None:
+            counter = self._counters[event, code] = self._metrics.events.labels(event, code)
+        counter.inc()
+
+    def caught_up(self, sids: Iterable[str]) -> None:
+        """Give slow clients what was left out: one reset, and one update with all of it."""
+        for sid in sids:
+            session = self._sessions.get(ConnectionId(sid))
+            if session is None or session.missed is None or session.document is None:
+                continue
+            first, vector = session.missed
+            session.missed = None
+            live = self._hub.find(session.document)
+            if live is None:
+                continue
+            self._metrics.resets.labels("slow_reader").inc()
+            self._sockets.reply(session.namespace, sid, "sync-reset", {"reason": "slow_reader"})
+            everything = merge_updates(first, live.room.diff(vector))
+            self._sockets.reply(session.namespace, sid, "sync-update", everything)
 
     def disconnected(self, namespace: str, sid: str) -> None:
         session = self._sessions.pop(ConnectionId(sid), None)
@@ -206,22 +237,27 @@ class Gateway:
         live = self._hub.find(commit.doc)
         if live is None:
             return
-        if commit.update is not None:
-            readers = [sid for sid in _document_ids(live) if sid != commit.sender]
-            if readers:
-                namespace = DOCUMENT_PREFIX + str(commit.doc)
-                self._sockets.post(namespace, readers, "sync-update", commit.update)
-                self._metrics.deliveries.inc(len(readers))
-        if commit.events:
-            members = _event_ids(live)
-            for event in commit.events if members else ():
-                self._sockets.post("/", members, event.name, event.payload)
+        if commit.update is not None and live.readers:
+            self._spread(live, commit.update, commit.sender)
+        if live.listeners:
+            for event in commit.events:
+                self._sockets.post("/", live.listeners, event.name, event.payload)
         if commit.touches_progress:
             self._streams.progress_changed(commit.doc)
 
+    def _spread(self, live: LiveRoom, update: bytes, sender: ConnectionId | None) -> None:
+        missed_by = self._sockets.post_update(
+            DOCUMENT_PREFIX + str(live.name), live.readers, update, skip=sender
+        )
+        self._metrics.deliveries.inc(len(live.readers) - len(missed_by) - (sender in live.readers))
+        for sid in missed_by:
+            session = self._sessions.get(ConnectionId(sid))
+            if session is not None and session.missed is None:
+                session.missed = (update, live.room.state_vector())
+
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)
-        for sid in _document_ids(live) if live else ():
+        for sid in live.readers if live else ():
             session = self._sessions.get(sid)
             if session is not None:
                 self._ask_to_sync(session, doc, reason)
@@ -229,7 +265,7 @@ class Gateway:
     def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None:
         live = self._hub.find(doc)
         if live is not None:
-            self._sockets.post("/", _event_ids(live), event, payload)
+            self._sockets.post("/", live.listeners, event, payload)
 
     # -- Sessions ---------------------------------------------------------------------------
 
@@ -253,7 +289,7 @@ class Gateway:
             if connection.user.id != user_id:
                 continue
             if connection.document:
-                self._cut(connection.id, DOCUMENT_PREFIX + str(name))
+                self._sockets.cut(DOCUMENT_PREFIX + str(name), connection.id)
             else:
                 self._hub.leave(name, connection.id)
 
@@ -282,12 +318,7 @@ class Gateway:
     def _expire(self, session: Session) -> None:
         error = TokenExpired("the token has expired").to_wire()
         self._sockets.post(session.namespace, [session.id], "auth:expired", error)
-        self._cut(session.id, session.namespace)
-
-    def _cut(self, sid: ConnectionId, namespace: str) -> None:
-        task = asyncio.ensure_future(self._sockets.disconnect(sid, namespace=namespace))
-        self._cuts.add(task)
-        task.add_done_callback(self._cuts.discard)
+        self._sockets.cut(session.namespace, session.id)
 
     # -- documents --------------------------------------------------------------------------
 
@@ -299,7 +330,7 @@ class Gateway:
             self._ask(session, live)
             everybody = live.presence.everybody()
             if everybody:
-                self._sockets.post(session.namespace, [session.id], "awareness-update", everybody)
+                self._sockets.reply(session.namespace, session.id, "awareness-update", everybody)
 
     def _ask(self, session: Session, live: LiveRoom) -> None:
         """Send our own sync-step-1; a stock client answers with what we lack."""
@@ -320,33 +351,35 @@ class Gateway:
         if live is not None and not session.is_asked:
             self._ask(session, live)
 
-    async def _on_missing(self, session: Session, name: DocName, *answer: Any) -> None:
+    def _on_missing(self, session: Session, name: DocName, *answer: Any) -> None:
         session.is_asked = False
         if session.id in self._sessions and answer and isinstance(answer[0], bytes):
-            await self._on_sync_update(session, name, answer, None)
+            self._on_sync_update(session, name, answer, None)
 
-    async def _on_sync_step_1(
+    def _on_sync_step_1(
         self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
     ) -> None:
         try:
             vector = _bytes(args, "state_vector", self._settings.max_update_bytes)
-            async with self._hub.lease(name) as live:
-                answer: Any = live.room.diff(vector)
+            answer: Any = self._room_of(session, name).room.diff(vector)
         except RepSyncError as exc:
             answer = {"ok": False, "error": exc.to_wire()}
-        if ack is not None:
-            ack(answer)
+        self._answer(ack, answer)
 
-    async def _on_sync_update(
+    def _room_of(self, session: Session, name: DocName) -> LiveRoom:
+        live = self._hub.find(name)
+        if live is None or session.id not in live.connections:
+            raise Unavailable("the document is being read again", retry_after_ms=100)
+        return live
+
+    def _on_sync_update(
         self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
     ) -> None:
         """Admit an update now, in order; the ack follows when it is durable."""
         try:
             update = _bytes(args, "update", self._settings.max_update_bytes)
-            live = self._hub.find(name)
-            if live is None or session.id not in live.connections:
-                raise Unavailable("the document is being read again", retry_after_ms=100)
-            stored = self._hub.submit(live, update, session.connection)
+            live = self._room_of(session, name)
+            stored = self._hub.submit(live, update, live.connections[session.id])
         except RepSyncError as exc:
             self._refuse(session, name, exc, ack)
             return
@@ -373,7 +406,7 @@ class Gateway:
             self._answer(ack, {"ok": True, "seq": stored.result().seq, "durability": durability})
 
     def _refuse(self, session: Session, name: DocName, exc: RepSyncError, ack: Ack | None) -> None:
-        self._metrics.events.labels("sync-update", exc.code).inc()
+        self._count("sync-update", exc.code)
         self._answer(ack, {"ok": False, "error": exc.to_wire()})
         if isinstance(exc, Unsynced | Unavailable):
             # Its replica is good, we lack a part: dropping it would lose the client's edits.
@@ -384,7 +417,7 @@ class Gateway:
             rejection["path"] = exc.details[0]["path"]
         self._sockets.post(session.namespace, [session.id], "sync-rejected", rejection)
 
-    async def _on_awareness(
+    def _on_awareness(
         self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
     ) -> None:
         live = self._hub.find(name)
@@ -398,17 +431,22 @@ class Gateway:
             return
         self._answer(ack, {"ok": True})
         if change.relay:
-            others = [sid for sid in _document_ids(live) if sid != session.id]
-            self._sockets.post(session.namespace, others, "awareness-update", change.relay)
+            self._sockets.post_volatile(
+                session.namespace, live.readers, "awareness-update", change.relay, skip=session.id
+            )
+        for owner, nudge in change.nudges:
+            self._sockets.post_volatile(session.namespace, [owner], "awareness-update", nudge)
         if change.reply:
-            self._sockets.post(session.namespace, [session.id], "awareness-update", change.reply)
+            self._sockets.post_volatile(
+                session.namespace, [session.id], "awareness-update", change.reply
+            )
 
     def _leave(self, name: DocName, connection_id: ConnectionId) -> None:
         gone = self._hub.leave(name, connection_id)
         live = self._hub.find(name)
         if gone and live is not None:
             namespace = DOCUMENT_PREFIX + str(name)
-            self._sockets.post(namespace, _document_ids(live), "awareness-update", gone)
+            self._sockets.post_volatile(namespace, live.readers, "awareness-update", gone)
 
     @staticmethod
     def _answer(ack: Ack | None, answer: Any) -> None:
@@ -458,11 +496,3 @@ def _bytes(args: Sequence[Any], what: str, limit_bytes: int) -> bytes:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
-
-
-def _document_ids(live: LiveRoom) -> list[ConnectionId]:
-    return [id_ for id_, connection in live.connections.items() if connection.document]
-
-
-def _event_ids(live: LiveRoom) -> list[ConnectionId]:
-    return [id_ for id_, connection in live.connections.items() if not connection.document]

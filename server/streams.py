@@ -15,7 +15,8 @@ from handlers.streams import SYSTEM_HEALTH, progress_stream_workout
 MIN_INTERVAL_S = 0.1
 HEALTH_INTERVAL_S = 2.0
 
-Post = Callable[[Iterable[ConnectionId], str, dict[str, Any]], None]
+Post = Callable[[Iterable[ConnectionId], str, str, dict[str, Any]], None]
+"""(to whom, which stream, event, value); a slow reader gets the latest value of each stream."""
 
 
 class StreamHub:
@@ -99,7 +100,7 @@ class StreamHub:
 
     async def _send(self, stream: str, to: Sequence[ConnectionId]) -> None:
         if stream == SYSTEM_HEALTH:
-            self._post(to, SYSTEM_HEALTH, self._health())
+            self._post(to, stream, SYSTEM_HEALTH, self._health())
             return
         workout_id = progress_stream_workout(stream)
         if workout_id is None:
@@ -113,4 +114,4 @@ class StreamHub:
                 "version": live.room.seq,
                 "server_time": self._clock.now_ms(),
             }
-        self._post(to, "progress", value)
+        self._post(to, stream, "progress", value)

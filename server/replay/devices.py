@@ -15,11 +15,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import aiohttp
 import socketio
 from pycrdt import Doc, Map, Text, TransactionEvent
-from socketio.exceptions import ConnectionError as SocketConnectionError
+from socketio.exceptions import SocketIOError
 
 from crdt.ids import DocName
+from crdt.replica import EMPTY_STATE_VECTOR
 from crdt.schema import ROOTS
 
 DEFAULT_TIMEOUT_S = 15.0
@@ -67,13 +69,15 @@ class _Client:
         return self._socket is not None and not self._gone.is_set()
 
     async def _connect(self, transports: list[str]) -> None:
-        self._gone = asyncio.Event()
+        await self.close()
+        # Each connection has an event of its own: an old one that ends late must not end this one.
+        gone = self._gone = asyncio.Event()
         self._refusal = None
         socket = socketio.AsyncClient(
-            reconnection=False, websocket_extra_options={"max_msg_size": 0}
+            reconnection=False, handle_sigint=False, websocket_extra_options={"max_msg_size": 0}
         )
         socket.on("connect_error", self._on_refused, namespace=self._namespace)
-        socket.on("disconnect", self._on_disconnect, namespace=self._namespace)
+        socket.on("disconnect", lambda *_: gone.set(), namespace=self._namespace)
         socket.on("*", self._on_event, namespace=self._namespace)
         try:
             await socket.connect(
@@ -83,13 +87,16 @@ class _Client:
                 transports=transports,
                 wait_timeout=DEFAULT_TIMEOUT_S,
             )
-        except SocketConnectionError as exc:
+        except (SocketIOError, aiohttp.ClientError, OSError, ValueError) as exc:
             await socket.disconnect()
             raise Refused(self._refused_with(str(exc))) from exc
+        except BaseException:
+            await socket.disconnect()
+            raise
         self._socket = socket
 
     def _refused_with(self, otherwise: str) -> Payload:
-        return self._refusal or {"code": "unreachable", "message": otherwise}
+        return self._refusal or {"code": "unreachable", "message": otherwise or "no answer"}
 
     async def close(self) -> None:
         """Leave, as a client that is switched off does."""
@@ -105,9 +112,9 @@ class _Client:
         if socket is None:
             return
         websocket = getattr(socket.eio, "ws", None)
-        transport = websocket and websocket.get_extra_info("socket") and websocket._conn.transport
-        if transport is not None:
-            transport.abort()
+        connection = getattr(websocket, "_conn", None)
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()  # a reset: neither side's last words arrive
         await socket.disconnect()
 
     async def wait_until_gone(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -131,12 +138,14 @@ class _Client:
 
         try:
             await self._socket.emit(event, args, namespace=self._namespace, callback=on_ack)
-        except socketio.exceptions.SocketIOError as exc:
+        except SocketIOError as exc:
             raise Lost(event) from exc
         gone = asyncio.ensure_future(self._gone.wait())
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise TimeoutError(f"{event}: no answer within {timeout_s} s") from None
         finally:
             gone.cancel()
         if not answered.done():
@@ -147,9 +156,6 @@ class _Client:
         if isinstance(error, dict):
             data = error.get("data")
             self._refusal = data if isinstance(data, dict) else error
-
-    async def _on_disconnect(self, *_: Any) -> None:
-        self._gone.set()
 
     async def _on_event(self, event: str, *args: Any) -> Any:
         raise NotImplementedError
@@ -163,6 +169,8 @@ class EventClient(_Client):
         self.events: deque[tuple[str, Payload, float]] = deque(maxlen=10_000)
         """(name, payload, time.monotonic() when it came), oldest first."""
         self.welcome: Payload = {}
+        self.on_event: Callable[[str, Payload], None] | None = None
+        """Called with each event, at once."""
         self._arrival = asyncio.Condition()
 
     async def connect(self, *, transports: tuple[str, ...] = ("websocket",)) -> EventClient:
@@ -173,7 +181,11 @@ class EventClient(_Client):
         """
         self.events.clear()
         await self._connect(list(transports))
-        self.welcome = await self.next("welcome")
+        try:
+            self.welcome = await self.next("welcome")
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def ask(
@@ -205,16 +217,24 @@ class EventClient(_Client):
         def find() -> tuple[str, Payload, float] | None:
             return next((e for e in self.events if e[0] == event and where(e[1])), None)
 
-        async with asyncio.timeout(timeout_s), self._arrival:
-            await self._arrival.wait_for(lambda: find() is not None)
-            found = find()
-            assert found is not None
-            self.events.remove(found)
-            return found[1]
+        await _wait_for(self._arrival, lambda: find() is not None, event, timeout_s)
+        found = find()
+        assert found is not None
+        self.events.remove(found)
+        return found[1]
+
+    async def until(
+        self, condition: Callable[[], bool], *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        """Wait until `condition` holds, looked at whenever an event comes. Raises TimeoutError."""
+        await _wait_for(self._arrival, condition, "the awaited events", timeout_s)
 
     async def _on_event(self, event: str, *args: Any) -> None:
+        payload = args[0] if args else {}
+        self.events.append((event, payload, time.monotonic()))
+        if self.on_event is not None:
+            self.on_event(event, payload)
         async with self._arrival:
-            self.events.append((event, args[0] if args else {}, time.monotonic()))
             self._arrival.notify_all()
 
 
@@ -237,7 +257,10 @@ class DocumentClient(_Client):
         self.on_remote: Callable[[bytes], None] | None = None
         self._is_remote = False
         self._unacked: set[asyncio.Task[None]] = set()
+        self._failures: list[BaseException] = []
+        self._announcements: set[asyncio.Task[None]] = set()
         self._asked = asyncio.Event()
+        self._server_state = EMPTY_STATE_VECTOR
         self._changed = asyncio.Condition()
         self._subscription = self.doc.observe(self._on_transaction)
 
@@ -245,35 +268,61 @@ class DocumentClient(_Client):
         """Connect and sync both ways. Raises Refused."""
         self._asked = asyncio.Event()
         await self._connect(["websocket"])
-        await self.sync()
-        async with asyncio.timeout(DEFAULT_TIMEOUT_S):
-            await self._asked.wait()
+        try:
+            await self.sync()
+            async with asyncio.timeout(DEFAULT_TIMEOUT_S):
+                await self._asked.wait()
+        except BaseException:
+            await self.close()
+            raise
+        self._failures = [error for error in self._failures if not isinstance(error, Lost)]
         return self
 
     async def sync(self) -> None:
-        """Ask for everything that is missing here. Raises Lost."""
+        """Ask for everything that is missing here. Raises CallFailed or Lost."""
         update = await self._call("sync-step-1", self.doc.get_state(), timeout_s=DEFAULT_TIMEOUT_S)
+        if not isinstance(update, bytes):
+            raise CallFailed("sync-step-1", update["error"])
         self._apply(update)
 
     async def settled(self) -> None:
         """Wait until every edit made while connected has been acked.
 
         Raises:
-            CallFailed, Lost: one of them was not.
+            CallFailed, Lost: one of them was not. What was lost goes out with the next sync.
         """
         while self._unacked:
-            await asyncio.gather(*self._unacked)
+            await asyncio.wait(self._unacked)
+        failures, self._failures = self._failures, []
+        if failures:
+            raise failures[0]
+
+    async def confirm(self) -> None:
+        """Wait until everything here is durable, also what was edited offline or was cut off on its
+        way: it is sent again for the sake of the ack, which a sync does not give.
+
+        Raises:
+            CallFailed, Lost: it is not.
+        """
+        while self._unacked:
+            await asyncio.wait(self._unacked)
+        self._failures.clear()
+        answer = await self.send(self.doc.get_update(self._server_state))
+        if not answer["ok"]:
+            raise CallFailed("sync-update", answer["error"])
 
     async def until(
         self, condition: Callable[[], bool], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
-        """Wait until `condition` holds, looked at whenever something arrives."""
-        async with asyncio.timeout(timeout_s), self._changed:
-            await self._changed.wait_for(condition)
+        """Wait until `condition` holds, looked at whenever something comes. Raises TimeoutError."""
+        await _wait_for(self._changed, condition, "the awaited change", timeout_s)
 
     def announce(self, update: bytes) -> asyncio.Task[None]:
         """Send an awareness update."""
-        return asyncio.create_task(self._emit("awareness-update", update))
+        task = asyncio.create_task(self._emit("awareness-update", update))
+        self._announcements.add(task)
+        task.add_done_callback(self._announcements.discard)
+        return task
 
     async def send(self, update: bytes) -> Payload:
         """Send a raw update. Returns: its ack, whatever it says."""
@@ -303,7 +352,12 @@ class DocumentClient(_Client):
             return  # what is edited offline goes out with the next sync
         task = asyncio.ensure_future(self._send_edit(event.update))
         self._unacked.add(task)
-        task.add_done_callback(self._unacked.discard)
+        task.add_done_callback(self._on_sent)
+
+    def _on_sent(self, task: asyncio.Task[None]) -> None:
+        self._unacked.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failures.append(error)
 
     async def _send_edit(self, update: bytes) -> None:
         answer = await self.send(update)
@@ -324,8 +378,8 @@ class DocumentClient(_Client):
             if self.on_remote is not None:
                 self.on_remote(args[0])
         elif event == "sync-step-1":
+            self._server_state = args[0]
             answer = self.doc.get_update(args[0])
-            self._asked.set()
         elif event == "awareness-update":
             self.awareness.append(args[0])
         elif event == "sync-rejected":
@@ -334,4 +388,17 @@ class DocumentClient(_Client):
             self.resets.append(args[0])
         async with self._changed:
             self._changed.notify_all()
+        if event == "sync-step-1":
+            # Last, so that the answer is on its way before anything that follows from this.
+            self._asked.set()
         return answer
+
+
+async def _wait_for(
+    changed: asyncio.Condition, condition: Callable[[], bool], what: str, timeout_s: float
+) -> None:
+    try:
+        async with asyncio.timeout(timeout_s), changed:
+            await changed.wait_for(condition)
+    except TimeoutError:
+        raise TimeoutError(f"{what} did not come within {timeout_s:g} s") from None

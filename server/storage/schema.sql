@@ -12,7 +12,6 @@ CREATE TABLE documents (
     started_at   INTEGER,
     ended_at     INTEGER,
     listed_at    INTEGER NOT NULL,            -- when it was made here: the order of lists
-    seq          INTEGER NOT NULL DEFAULT 0,  -- the last position of the log
     snapshot     BLOB,
     snapshot_crc INTEGER,
     snapshot_seq INTEGER NOT NULL DEFAULT 0   -- the log's positions up to here are in the snapshot
@@ -21,13 +20,13 @@ CREATE TABLE documents (
 -- The truth: Yjs updates in the order in which they were acked. `entries` tells who made them:
 -- [{user_id, device_id, at_ms, event, op_id}], several where updates were merged.
 CREATE TABLE log (
-    doc       TEXT NOT NULL REFERENCES documents,
-    seq       INTEGER NOT NULL,
-    yjs       BLOB NOT NULL,
-    crc       INTEGER NOT NULL,
-    entries   TEXT NOT NULL,
+    doc     TEXT NOT NULL REFERENCES documents,
+    seq     INTEGER NOT NULL,
+    yjs     BLOB NOT NULL,
+    crc     INTEGER NOT NULL,
+    entries TEXT NOT NULL,
     PRIMARY KEY (doc, seq)
-);
+) WITHOUT ROWID;
 
 CREATE TABLE members (
     doc     TEXT NOT NULL REFERENCES documents,

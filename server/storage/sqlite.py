@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 ANSWERS_KEPT_S = 7 * 86_400
-MAX_GROUP = 512
+MAX_VALUE = 2**53
 
 
 class StorageError(Exception):
@@ -59,9 +59,11 @@ class SqliteStore:
 
     durability: Durability = "disk"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, commit_window_s: float = 0.003) -> None:
         """Open or create the store.
 
+        Args:
+            commit_window_s: how far apart commits are under load.
         Raises:
             StorageError: the folder cannot be written, is in use, or holds a newer version.
         """
@@ -80,14 +82,27 @@ class SqliteStore:
             self._lock.close()
             raise
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlite-read")
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._commit_window_s = commit_window_s
+        self._group: list[_Job] = []
+        self._handing_over: asyncio.Handle | None = None
+        self._handed_over_at = 0.0
+        self._groups: queue.SimpleQueue[tuple[list[_Job], asyncio.AbstractEventLoop] | None] = (
+            queue.SimpleQueue()
+        )
         self._purged_at = 0.0
-        self._writer = threading.Thread(target=self._write_jobs, name="sqlite-write", daemon=True)
+        self._is_closed = False
+        self._writer = threading.Thread(target=self._write_groups, name="sqlite-write", daemon=True)
         self._writer.start()
 
     async def close(self) -> None:
         """Finish what was asked for, and let go of the folder."""
-        self._jobs.put(None)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._handing_over is not None:
+            self._handing_over.cancel()
+            self._hand_over(asyncio.get_running_loop())
+        self._groups.put(None)
         await asyncio.to_thread(self._writer.join)
         self._reader.shutdown()
         with contextlib.suppress(sqlite3.Error):
@@ -101,9 +116,9 @@ class SqliteStore:
     async def load(self, doc: DocName) -> Loaded | None:
         return await self._read(lambda db: _load(db, doc))
 
-    async def append(self, batch: Append) -> Stored:
+    def append(self, batch: Append) -> asyncio.Future[Stored]:
         self.stats.appends += 1
-        return await self._write(lambda db: _append(db, batch))
+        return self._write(lambda db: _append(db, batch))
 
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
         return await self._write(lambda db: _compact(db, doc, snapshot, upto, base))
@@ -161,6 +176,8 @@ class SqliteStore:
     # -- threads ----------------------------------------------------------------------------
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._is_closed:
+            raise Unavailable("the store is closed")
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._reader, work, self._read_db)
@@ -169,30 +186,49 @@ class SqliteStore:
             log.error("the store cannot be read", extra={"cause": str(exc)})
             raise Unavailable("the store cannot be read now", retry_after_ms=1_000) from exc
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Have the writer do some work, in the next commit.
+
+        A lone job goes to the writer at once. When jobs follow each other within the commit
+        window, they wait for its end, and share one sync.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(work, done, loop))
-        return await done
+        if self._is_closed:
+            done.set_exception(Unavailable("the store is closed"))
+            return done
+        self._group.append(_Job(work, done))
+        if self._handing_over is None:
+            due = self._handed_over_at + self._commit_window_s
+            self._handing_over = (
+                loop.call_soon(self._hand_over, loop)
+                if loop.time() >= due
+                else loop.call_at(due, self._hand_over, loop)
+            )
+        return done
 
-    def _write_jobs(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            group = [job]
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._handing_over = None
+        self._handed_over_at = loop.time()
+        group, self._group = self._group, []
+        self._groups.put((group, loop))
+
+    def _write_groups(self) -> None:
+        """The writer thread: one commit for all groups that have come by now."""
+        while (handed := self._groups.get()) is not None:
+            group, loop = handed
             last = False
-            while len(group) < MAX_GROUP:
-                try:
-                    following = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
+            while not last and not self._groups.empty():
+                following = self._groups.get()
                 if following is None:
                     last = True
-                    break
-                group.append(following)
-            self._commit(group)
+                else:
+                    group += following[0]
+            self._commit(group, loop)
             if last:
                 return
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[_Job], loop: asyncio.AbstractEventLoop) -> None:
         started = time.perf_counter()
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -212,7 +248,7 @@ class SqliteStore:
         self.stats.commit_seconds += time.perf_counter() - started
         # All jobs of a store belong to one loop; one wake-up serves them all. It may be gone.
         with contextlib.suppress(RuntimeError):
-            group[0].loop.call_soon_threadsafe(_settle, group)
+            loop.call_soon_threadsafe(_settle, group)
 
     def _try(self, job: _Job) -> None:
         self._db.execute("SAVEPOINT job")
@@ -233,17 +269,13 @@ class SqliteStore:
 
 
 class _Job:
-    __slots__ = ("done", "error", "loop", "result", "work")
+    __slots__ = ("done", "error", "result", "work")
 
     def __init__(
-        self,
-        work: Callable[[sqlite3.Connection], Any],
-        done: asyncio.Future[Any],
-        loop: asyncio.AbstractEventLoop,
+        self, work: Callable[[sqlite3.Connection], Any], done: asyncio.Future[Any]
     ) -> None:
         self.work = work
         self.done = done
-        self.loop = loop
         self.result: Any = None
         self.error: Exception | None = None
 
@@ -307,8 +339,10 @@ def _load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
         if row["snapshot"] is not None:
             _check(doc, row["snapshot_seq"], row["snapshot"], row["snapshot_crc"])
         updates = []
+        seq = row["snapshot_seq"]
         for entry in db.execute("SELECT seq, yjs, crc FROM log WHERE doc = ? ORDER BY seq", key):
-            _check(doc, entry["seq"], entry["yjs"], entry["crc"])
+            seq = entry["seq"]
+            _check(doc, seq, entry["yjs"], entry["crc"])
             updates.append(entry["yjs"])
         members = {
             UserId(member["user_id"]): Member(
@@ -328,7 +362,7 @@ def _load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
             )
     finally:
         db.execute("COMMIT")
-    return Loaded(row["snapshot"], updates, row["seq"], row["snapshot_seq"], members, awards)
+    return Loaded(row["snapshot"], updates, seq, row["snapshot_seq"], members, awards)
 
 
 def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
@@ -339,7 +373,49 @@ def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
 
 def _append(db: sqlite3.Connection, batch: Append) -> Stored:
     doc = str(batch.doc)
-    summary = batch.summary
+    if batch.summary is not None:
+        _list(db, batch, batch.summary)
+    (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
+    if batch.update is not None:
+        seq += 1
+        entries = json.dumps([_who(entry) for entry in batch.entries], separators=(",", ":"))
+        db.execute(
+            "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+            (doc, seq, batch.update, zlib.crc32(batch.update), entries),
+        )
+    won: dict[str, dict[str, Award]] = {}
+    by_entry: list[dict[str, dict[str, Award]]] = []
+    for entry in batch.entries:
+        by_entry.append({})
+        for member in entry.members:
+            _set_member(db, doc, member)
+        for score in entry.scores:
+            for award in _keep_score(db, doc, score, entry.at_ms):
+                won.setdefault(award.set_id, {})[award.type] = award
+                by_entry[-1].setdefault(award.set_id, {})[award.type] = award
+    stored = Stored(seq, won, by_entry)
+    for index, entry in enumerate(batch.entries):
+        if entry.op_id is not None and entry.answer is not None:
+            db.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?)",
+                (
+                    entry.author.user_id,
+                    entry.op_id,
+                    json.dumps(entry.answer(stored.of(index)), separators=(",", ":")),
+                    entry.at_ms,
+                ),
+            )
+    return stored
+
+
+_LAST_SEQ = """SELECT coalesce(
+    (SELECT max(seq) FROM log WHERE doc = ?1),
+    (SELECT snapshot_seq FROM documents WHERE doc = ?1)
+)"""
+
+
+def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
+    """Bring the document's row up to date, or make it."""
     shown = (
         summary.owner_id,
         summary.title,
@@ -349,6 +425,7 @@ def _append(db: sqlite3.Connection, batch: Append) -> Stored:
         summary.created_at,
         summary.started_at,
         summary.ended_at,
+        str(batch.doc),
     )
     if batch.creates:
         try:
@@ -356,51 +433,21 @@ def _append(db: sqlite3.Connection, batch: Append) -> Stored:
                 "INSERT INTO documents (owner_id, title, status, mode, visibility, created_at,"
                 " started_at, ended_at, doc, kind, listed_at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*shown, doc, batch.doc.kind.value, batch.entries[0].at_ms),
+                (*shown, batch.doc.kind.value, batch.entries[0].at_ms),
             )
         except sqlite3.IntegrityError as exc:
-            raise Conflict(f"{doc} exists already") from exc
+            raise Conflict(f"{batch.doc} exists already") from exc
     else:
         db.execute(
             "UPDATE documents SET owner_id = ?, title = ?, status = ?, mode = ?, visibility = ?,"
             " created_at = ?, started_at = ?, ended_at = ? WHERE doc = ?",
-            (*shown, doc),
-        )
-    seq = db.execute(
-        "UPDATE documents SET seq = seq + ? WHERE doc = ? RETURNING seq",
-        (0 if batch.update is None else 1, doc),
-    ).fetchone()["seq"]
-    if batch.update is not None:
-        entries = json.dumps([_who(entry) for entry in batch.entries], separators=(",", ":"))
-        db.execute(
-            "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
-            (doc, seq, batch.update, zlib.crc32(batch.update), entries),
+            shown,
         )
     if batch.doc.kind is DocKind.WORKOUT and summary.status in ("completed", "abandoned"):
         db.execute(
             "DELETE FROM active_workouts WHERE owner_id = ? AND workout_id = ?",
             (summary.owner_id, batch.doc.id),
         )
-    won: dict[str, dict[str, Award]] = {}
-    for entry in batch.entries:
-        for member in entry.members:
-            _set_member(db, doc, member)
-        for score in entry.scores:
-            for award in _keep_score(db, doc, score, entry.at_ms):
-                won.setdefault(award.set_id, {})[award.type] = award
-    stored = Stored(seq, won)
-    for entry in batch.entries:
-        if entry.op_id is not None and entry.answer is not None:
-            db.execute(
-                "INSERT INTO answers VALUES (?, ?, ?, ?)",
-                (
-                    entry.author.user_id,
-                    entry.op_id,
-                    json.dumps(entry.answer(stored), separators=(",", ":")),
-                    entry.at_ms,
-                ),
-            )
-    return stored
 
 
 def _who(entry: Entry) -> dict[str, Any]:
@@ -433,6 +480,8 @@ def _keep_score(db: sqlite3.Connection, doc: str, score: Score, at_ms: int) -> l
     )
     won: list[Award] = []
     for type_, value in score.values.items():
+        if not 0 < value < MAX_VALUE:
+            continue
         best = db.execute(
             "SELECT max(value) AS value FROM scores"
             " WHERE user_id = ? AND exercise = ? AND type = ?",

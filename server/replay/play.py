@@ -1,0 +1,210 @@
+"""A training export played through real sockets, against a server of its own or a running one."""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from aiohttp import web
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from server.app import create_app
+from server.auth import Authenticator
+from server.replay.check import Problem, check_records, check_workout, told_records
+from server.replay.devices import CallFailed, Lost, Refused
+from server.replay.exports import LoggedWorkout, NotAnExport, TrainingExport, read_export
+from server.replay.lifter import Lifter
+from server.replay.plan import plan_workout
+from server.replay.report import Report
+from server.replay.session import Session
+from server.replay.templates import TemplateRoom
+from server.replay.truth import Best, best_of, figures, fitted
+from server.settings import Settings
+
+EXIT_UNUSABLE = 2
+"""The exit code for a file that is no export, and for a server that cannot be used."""
+
+DEFAULT_USER_ID = "lifter"
+
+_FAILURES = (CallFailed, Lost, Refused, TimeoutError)
+
+
+async def replay(
+    settings: Settings,
+    path: Path,
+    *,
+    url: str | None = None,
+    user_id: str | None = None,
+    limit: int | None = None,
+    seed: int = 1,
+) -> int:
+    """Play an export, check what came out, and print a report.
+
+    Args:
+        url: a running server that takes this environment's tokens; None starts one.
+        user_id: whose training it is; on a running server somebody new unless given.
+        limit: play the first so many workouts only.
+        seed: the same seed has the same accidents in the same places.
+    Returns: 0 when nothing was lost, doubled or unequal, 1 otherwise, 2 when it cannot be played.
+    Raises:
+        SettingsError: tokens cannot be signed here.
+    """
+    try:
+        export = read_export(path)
+    except (NotAnExport, OSError) as exc:
+        return _refuse(f"{path}: {exc}")
+    try:
+        async with _server(settings, url) as (base_url, auth):
+            who = user_id or (DEFAULT_USER_ID if url is None else f"lifter-{uuid4().hex[:8]}")
+            lifter = Lifter(base_url, lambda id_, role: auth.sign(id_, role=role), who)
+            async with lifter:
+                playback = _Playback(
+                    export,
+                    lifter,
+                    path.name,
+                    limit=limit,
+                    seed=seed,
+                    may_have_trained=url is not None and user_id is not None,
+                )
+                report = await playback.play()
+    except Refused as exc:
+        return _refuse(f"{url or 'the server'}: {exc}")
+    report.show(Console(file=sys.stdout))
+    return report.exit_code
+
+
+class _Playback:
+    """All workouts of an export, one after the other: a lifter has one active at a time."""
+
+    def __init__(
+        self,
+        export: TrainingExport,
+        lifter: Lifter,
+        name: str,
+        *,
+        limit: int | None,
+        seed: int,
+        may_have_trained: bool,
+    ) -> None:
+        self._may_have_trained = may_have_trained
+        self._workouts = [fitted(workout) for workout in export.workouts[:limit]]
+        self._lifter = lifter
+        self._seed = seed
+        self._best: Best = {}
+        self._told: list[tuple[str, str, float]] = []
+        self._volume_kg = Fraction(0)
+        self._report = Report(
+            f"{name} ({export.app.title()}) as {lifter.user_id}", export.skipped, lifter.tally
+        )
+
+    async def play(self) -> Report:
+        report = self._report
+        templates: dict[str, dict[str, Any]] = {}
+        for index, workout in _with_progress(self._workouts):
+            try:
+                if workout.title not in templates:
+                    templates[workout.title] = await self._make_template(workout)
+                await self._play_workout(index, workout, templates[workout.title])
+            except Exception as exc:
+                failures = list(_leaves(exc))
+                if not all(isinstance(failure, _FAILURES) for failure in failures):
+                    raise
+                text = "; ".join(str(failure) or repr(failure) for failure in failures)
+                report.problems.append(Problem("stopped", _where(index, workout), text))
+                break
+        else:
+            report.problems += check_records(
+                self._told, self._best, may_lack=self._may_have_trained
+            )
+        if self._may_have_trained:
+            report.remarks.append("Records count from what this user had reached before.")
+        report.records = len(self._best)
+        report.volume_kg = float(self._volume_kg)
+        return report
+
+    async def _make_template(self, first: LoggedWorkout) -> dict[str, Any]:
+        chance = random.Random(f"{self._seed}/{first.title}")
+        room = TemplateRoom(self._lifter, first, chance)
+        made = await room.make()
+        self._report.problems += room.problems
+        self._report.templates += 1
+        return made
+
+    async def _play_workout(
+        self, index: int, workout: LoggedWorkout, template: dict[str, Any]
+    ) -> None:
+        plan = plan_workout(workout, self._best, seed=self._seed, index=index)
+        session = Session(self._lifter, plan, template, _where(index, workout))
+        seen = await session.play()
+        self._report.problems += [*session.problems, *check_workout(seen)]
+        self._told += told_records(seen)
+        self._best = best_of(workout.sets, self._best)
+        done = figures(workout.sets)
+        self._volume_kg += done.volume_kg
+        self._report.workouts += 1
+        self._report.sets += done.sets
+
+
+@asynccontextmanager
+async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[str, Authenticator]]:
+    """The running server at `url`; without one, a server in this process, gone at the end."""
+    if url is not None:
+        yield url.rstrip("/"), Authenticator.from_settings(settings)
+        return
+    with tempfile.TemporaryDirectory(prefix="repsync-replay-") as folder:
+        own = settings.model_copy(
+            update={
+                "host": "127.0.0.1",
+                "data_dir": Path(folder),
+                "jwt_secret": None,
+                "jwt_public_key": None,
+            }
+        )
+        runner = web.AppRunner(create_app(own), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, own.host, 0).start()
+            port = runner.addresses[0][1]
+            yield f"http://{own.host}:{port}", Authenticator.from_settings(own)
+        finally:
+            await runner.cleanup()
+
+
+def _with_progress(workouts: list[LoggedWorkout]) -> Iterator[tuple[int, LoggedWorkout]]:
+    """The workouts by index, while a bar on the terminal shows how far they are."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("sets"), TimeElapsedColumn())
+    what = TextColumn("{task.description}", markup=False)
+    with Progress(
+        what, *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        bar = progress.add_task("", total=sum(len(workout.sets) for workout in workouts))
+        for index, workout in enumerate(workouts):
+            progress.update(bar, description=workout.title)
+            yield index, workout
+            progress.advance(bar, len(workout.sets))
+
+
+def _where(index: int, workout: LoggedWorkout) -> str:
+    return f"workout {index + 1} ({workout.title})"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def _refuse(reason: str) -> int:
+    print(f"repsync: {reason}", file=sys.stderr)
+    return EXIT_UNUSABLE

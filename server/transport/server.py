@@ -1,0 +1,469 @@
+"""The Socket.IO server of RepSync: every namespace leads to one door.
+
+- A client is let in only when `Door.connect` has returned: a refusal, an exception, a time-out or a
+  cancellation is a connect error, and leaves nothing of the client behind.
+- Events are handed over in order (see `connection`), and may be answered later than that.
+- Posts are encoded once (see `packets`) and never wait.
+- One wheel of buckets a second apart keeps all heartbeats and deadlines; nobody has a timer task.
+
+It overrides underscore methods of python-socketio and python-engineio, which are pinned for that
+reason; `tests/server/transport/test_canaries.py` shows for each what the stock class does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import engineio
+import engineio.packet
+import socketio
+from aiohttp import web
+from socketio import packet
+
+from crdt.errors import INTERNAL, RateLimited, RepSyncError, Unavailable
+from server.transport.connection import Connection, Delivery
+from server.transport.namespaces import Namespaces
+from server.transport.packets import Outgoing, Packet, outgoing, update_event
+
+log = logging.getLogger(__name__)
+
+Ack = Callable[[Any], None]
+
+CATCH_UP_INTERVAL_S = 0.05
+
+
+class Door(Protocol):
+    """What stands behind the sockets. `sid` is one client in one namespace."""
+
+    async def connect(self, namespace: str, sid: str, auth: Any) -> None:
+        """Let a client in, or raise a RepSyncError."""
+
+    async def connected(self, namespace: str, sid: str) -> None:
+        """The client knows that it is in, and nothing that it sent since has been looked at."""
+
+    def event(
+        self, namespace: str, sid: str, event: str, args: Sequence[Any], ack: Ack | None
+    ) -> Coroutine[Any, Any, None] | None:
+        """Something came in; `ack` answers it, at most once, if the client asked for that.
+
+        Returns: what is still to be awaited before the client's next event, if anything.
+        """
+
+    def caught_up(self, sids: Iterable[str]) -> None:
+        """A slow client has taken all that was posted; what was left out can be made good."""
+
+    def disconnected(self, namespace: str, sid: str) -> None:
+        """The client is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """What one client, and all of them together, may take up."""
+
+    max_packet_bytes: int = 8 * 1024 * 1024
+    send_budget_bytes: int = 1024 * 1024
+    stall_timeout_s: float = 10.0
+    connect_timeout_s: float = 10.0
+    ping_interval_s: float = 25.0
+    ping_timeout_s: float = 20.0
+    max_connections: int = 20_000
+    max_connections_per_address: int = 20_000
+    max_connects_per_s: float = 2_000.0
+    max_namespaces: int = 64
+
+
+@dataclass(slots=True)
+class TransportStats:
+    """Counted since the start; read by the metrics."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    closed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    conflated: int = 0
+    malformed: int = 0
+    paused: int = 0
+    sent_bytes: int = 0
+
+
+class EngineServer(engineio.AsyncServer):
+    """Engine.IO with `Connection`s."""
+
+    sockets: dict[str, Connection]
+
+    def __init__(self, *, front: SocketServer, limits: TransportLimits, **options: Any) -> None:
+        super().__init__(**options)
+        self.start_service_task = False  # the wheel does its work
+        self.stats = TransportStats()
+        self.budget_bytes = limits.send_budget_bytes
+        self.connect_timeout_s = limits.connect_timeout_s
+        self._limits = limits
+        self._front = front
+        self._by_address: Counter[str] = Counter()
+        self._connects = limits.max_connects_per_s
+        self._connects_at = 0.0
+        self._wheel: dict[int, list[Connection]] = {}
+        self._slow: dict[Connection, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._catching_up: asyncio.TimerHandle | None = None
+        self._turned_to = 0
+        self.is_draining = False
+
+    def create_queue(self, *args: Any, **kwargs: Any) -> None:
+        """A connection has an outbox of its own, and only while it polls."""
+
+    # -- connections ------------------------------------------------------------------------
+
+    async def _handle_connect(
+        self, environ: dict[str, Any], transport: str, jsonp_index: int | None = None
+    ) -> Any:
+        request: web.Request = environ["aiohttp.request"]
+        remote = request.remote or ""
+        refused = self._refusal(remote)
+        if refused is not None:
+            self.stats.refused[refused] += 1
+            return {
+                "status": "503 SERVICE UNAVAILABLE",
+                "headers": [("Content-Type", "text/plain"), ("Retry-After", "1")],
+                "response": b"too many connections",
+            }
+        sid = self.generate_id()
+        connection = Connection(self, sid, remote)
+        self.sockets[sid] = connection
+        self._by_address[remote] += 1
+        opening = {
+            "sid": sid,
+            "upgrades": self._upgrades(sid, transport),
+            "pingTimeout": int(self.ping_timeout * 1000),
+            "pingInterval": int(self.ping_interval * 1000),
+            "maxPayload": self.max_http_buffer_size,
+        }
+        await connection.send(engineio.packet.Packet(engineio.packet.OPEN, opening))
+        connection.open()
+        self._start_wheel()
+        if transport == "websocket":
+            try:
+                return await connection.handle_get_request(environ)
+            except BaseException:
+                connection.cut("handshake_failed")
+                raise
+        connection.connected = True
+        return self._ok(await connection.poll(), jsonp_index=jsonp_index)
+
+    def _refusal(self, remote: str) -> str | None:
+        now = time.monotonic()
+        limits = self._limits
+        rate = limits.max_connects_per_s
+        self._connects = min(rate, self._connects + (now - self._connects_at) * rate)
+        self._connects_at = now
+        if self.is_draining:
+            return "draining"
+        if len(self.sockets) >= limits.max_connections:
+            return "connections"
+        if self._by_address[remote] >= limits.max_connections_per_address:
+            return "connections_per_address"
+        if self._connects < 1:
+            return "connects_per_s"
+        self._connects -= 1
+        return None
+
+    def on_closed(self, connection: Connection) -> None:
+        """A connection has ended, for whatever reason."""
+        if self.sockets.pop(connection.sid, None) is None:
+            return
+        self.stats.closed[connection.close_reason or "unknown"] += 1
+        self._by_address[connection.remote] -= 1
+        if not self._by_address[connection.remote]:
+            del self._by_address[connection.remote]
+        self._slow.pop(connection, None)
+        self._front.on_closed(connection)
+
+    def on_packet(
+        self, connection: Connection, incoming: Packet
+    ) -> Coroutine[Any, Any, None] | None:
+        return self._front.on_packet(connection, incoming)
+
+    def on_ack(self, connection: Connection, incoming: Packet) -> None:
+        self._front.on_ack(connection, incoming)
+
+    # -- time -------------------------------------------------------------------------------
+
+    def schedule(self, connection: Connection, delay_s: float) -> None:
+        """Have `connection.on_due` called about then; only its latest appointment counts."""
+        connection.due = asyncio.get_running_loop().time() + delay_s
+        self._wheel.setdefault(math.ceil(connection.due), []).append(connection)
+
+    def watch_slow(self, connection: Connection) -> None:
+        """Look after a client that has more to take than its budget."""
+        self._slow[connection] = None
+        if self._catching_up is None:
+            loop = asyncio.get_running_loop()
+            self._catching_up = loop.call_later(CATCH_UP_INTERVAL_S, self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._catching_up = None
+        for connection in list(self._slow):
+            if connection.catch_up():
+                self._slow.pop(connection, None)
+                self._front.on_caught_up(connection)
+        if self._slow and self._catching_up is None:
+            loop = asyncio.get_running_loop()
+            self._catching_up = loop.call_later(CATCH_UP_INTERVAL_S, self._catch_up)
+
+    def _start_wheel(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._turned_to = math.floor(loop.time())
+            self._timer = loop.call_later(1.0, self._turn)
+
+    def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for second in range(self._turned_to + 1, math.floor(now) + 1):
+            for connection in self._wheel.pop(second, ()):
+                if connection.due <= now and math.ceil(connection.due) == second:
+                    connection.on_due(now)
+        self._turned_to = math.floor(now)
+        for connection in list(self.sockets.values()):
+            if connection.stalled_for_s(now) >= self._limits.stall_timeout_s:
+                connection.cut("stalled")
+        self._timer = loop.call_later(1.0, self._turn) if self.sockets else None
+
+    def stop(self) -> None:
+        for timer in (self._timer, self._catching_up):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._catching_up = None
+
+
+class SocketServer(socketio.AsyncServer):
+    """Engine.IO 4 and Socket.IO 4 at `/socket.io/` of an aiohttp application."""
+
+    eio: EngineServer
+    manager: Namespaces
+
+    def __init__(self, door: Door, *, cors_origins: Sequence[str], limits: TransportLimits) -> None:
+        self._door = door
+        self._limits = limits
+        super().__init__(
+            client_manager=Namespaces(),
+            async_mode="aiohttp",
+            namespaces="*",  # documents come and go; the door refuses what it does not know
+            async_handlers=False,
+            cors_allowed_origins=_cors(cors_origins),
+            max_http_buffer_size=limits.max_packet_bytes,
+            ping_interval=limits.ping_interval_s,
+            ping_timeout=limits.ping_timeout_s,
+            http_compression=False,
+        )
+
+    def _engineio_server_class(self) -> Callable[..., EngineServer]:
+        return partial(EngineServer, front=self, limits=self._limits)
+
+    def mount(self, app: web.Application) -> None:
+        self.attach(app)
+
+    @property
+    def stats(self) -> TransportStats:
+        return self.eio.stats
+
+    @property
+    def connection_count(self) -> int:
+        return len(self.eio.sockets)
+
+    # -- out --------------------------------------------------------------------------------
+
+    def post(self, namespace: str, sids: Iterable[str], event: str, *args: Any) -> None:
+        """Send an event of which every one counts; those who are gone are passed over."""
+        self._post_all(sids, outgoing(packet.EVENT, namespace, [event, *args]))
+
+    def post_update(
+        self, namespace: str, sids: Iterable[str], update: bytes, *, skip: str | None = None
+    ) -> list[str]:
+        """Send a document's update. Returns: the clients that were too slow for it."""
+        message = update_event(namespace, "sync-update", update)
+        return self._post_all(sids, message, Delivery.UPDATE, skip)
+
+    def post_volatile(
+        self,
+        namespace: str,
+        sids: Iterable[str],
+        event: str,
+        data: bytes,
+        *,
+        skip: str | None = None,
+    ) -> None:
+        """Send something that a slow client may miss."""
+        self._post_all(sids, update_event(namespace, event, data), Delivery.VOLATILE, skip)
+
+    def post_latest(self, sids: Iterable[str], key: Hashable, event: str, value: Any) -> None:
+        """Send a value of which only the latest matters, to clients of `/`."""
+        message = outgoing(packet.EVENT, "/", [event, value])
+        for sid in sids:
+            if (connection := self.manager.clients.get(sid)) is not None:
+                connection.post_latest(key, message)
+
+    def ask(
+        self, namespace: str, sid: str, event: str, *args: Any, answer: Callable[..., None]
+    ) -> None:
+        """Send an event to one client and have `answer` called with what it acks, if it does."""
+        ack_id = self.manager.expect(sid, answer)
+        message = outgoing(packet.EVENT, namespace, [event, *args], ack_id)
+        self._post_all([sid], message, Delivery.REPLY)
+
+    def reply(self, namespace: str, sid: str, event: str, *args: Any) -> None:
+        """Send one client what it has asked for."""
+        message = outgoing(packet.EVENT, namespace, [event, *args])
+        self._post_all([sid], message, Delivery.REPLY)
+
+    def cut(self, namespace: str, sid: str) -> None:
+        """Put one client out of a namespace."""
+        connection = self.manager.clients.get(sid)
+        if connection is not None:
+            connection.post(outgoing(packet.DISCONNECT, namespace, None), Delivery.REPLY)
+            self._remove(connection, namespace)
+
+    def close_all(self) -> None:
+        """Tell every client that the connection ends here."""
+        for connection in list(self.eio.sockets.values()):
+            connection.say_goodbye()
+        self.eio.stop()
+
+    def _post_all(
+        self,
+        sids: Iterable[str],
+        message: Outgoing,
+        delivery: Delivery = Delivery.EVENT,
+        skip: str | None = None,
+    ) -> list[str]:
+        clients = self.manager.clients
+        return [
+            sid
+            for sid in list(sids)  # posting may cut a client, who leaves the room then
+            if sid != skip
+            and (connection := clients.get(sid)) is not None
+            and not connection.post(message, delivery)
+        ]
+
+    # -- in ---------------------------------------------------------------------------------
+
+    def on_packet(
+        self, connection: Connection, incoming: Packet
+    ) -> Coroutine[Any, Any, None] | None:
+        """One packet, in its turn. Returns: what is to be awaited before the next one."""
+        namespace = incoming.namespace or "/"
+        kind = incoming.packet_type
+        if kind in (packet.EVENT, packet.BINARY_EVENT):
+            sid = connection.namespaces.get(namespace)
+            data = incoming.data
+            if sid is None or not isinstance(data, list) or not data:
+                return None
+            event: object = data[0]
+            if not isinstance(event, str):
+                return None
+            ack = (
+                None
+                if incoming.id is None
+                else partial(self._post_ack, connection, namespace, incoming.id)
+            )
+            return self._door.event(namespace, sid, event, data[1:], ack)
+        if kind == packet.CONNECT:
+            return self._let_in(connection, namespace, incoming.data)
+        if kind == packet.DISCONNECT:
+            self._remove(connection, namespace)
+        return None
+
+    def on_ack(self, connection: Connection, incoming: Packet) -> None:
+        sid = connection.namespaces.get(incoming.namespace or "/")
+        if sid is None or incoming.id is None:
+            return
+        answer = self.manager.answered(sid, incoming.id)
+        if answer is not None and isinstance(incoming.data, list):
+            answer(*incoming.data)
+
+    def on_caught_up(self, connection: Connection) -> None:
+        self._door.caught_up(list(connection.namespaces.values()))
+
+    def on_closed(self, connection: Connection) -> None:
+        for namespace in list(connection.namespaces):
+            self._remove(connection, namespace)
+
+    async def _let_in(self, connection: Connection, namespace: str, auth: Any) -> None:
+        """Let a client into a namespace, or leave nothing of it behind."""
+        if namespace in connection.namespaces:
+            return
+        refusal: dict[str, Any] | None = INTERNAL
+        sid = self.eio.generate_id()
+        try:
+            refusal = await self._ask_door(connection, namespace, sid, auth)
+        finally:
+            # Nothing but an answer of the door lets anybody in, a cancellation least of all.
+            if refusal is not None or connection.closed:
+                self._door.disconnected(namespace, sid)
+        if refusal is not None:
+            error = {"message": refusal["code"], "data": refusal}
+            connection.post(outgoing(packet.CONNECT_ERROR, namespace, error), Delivery.REPLY)
+        elif not connection.closed:
+            await self._enter(connection, namespace, sid)
+
+    async def _ask_door(
+        self, connection: Connection, namespace: str, sid: str, auth: Any
+    ) -> dict[str, Any] | None:
+        """Returns: the error with which the client is refused; None lets it in."""
+        try:
+            if len(connection.namespaces) >= self._limits.max_namespaces:
+                raise RateLimited("too many namespaces on one connection")
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                await self._door.connect(namespace, sid, auth)
+        except RepSyncError as exc:
+            return exc.to_wire()
+        except TimeoutError:
+            return Unavailable("the server is too busy", retry_after_ms=1_000).to_wire()
+        except Exception:
+            log.exception("connecting failed", extra={"namespace": namespace})
+            return INTERNAL
+        return None
+
+    async def _enter(self, connection: Connection, namespace: str, sid: str) -> None:
+        if not connection.namespaces:
+            self.eio.schedule(connection, self._limits.ping_interval_s)
+        connection.namespaces[namespace] = sid
+        self.manager.add(sid, connection)
+        connection.post(outgoing(packet.CONNECT, namespace, {"sid": sid}), Delivery.REPLY)
+        try:
+            await self._door.connected(namespace, sid)
+        except RepSyncError as exc:
+            log.warning("a client was let in and lost again", extra={"cause": str(exc)})
+            self.cut(namespace, sid)
+
+    def _remove(self, connection: Connection, namespace: str) -> None:
+        sid = connection.namespaces.pop(namespace, None)
+        if sid is None:
+            return
+        self.manager.remove(sid)
+        if not connection.namespaces and not connection.closed:
+            # It may join another namespace, but not sit there for ever.
+            self.eio.schedule(connection, self._limits.connect_timeout_s)
+        try:
+            self._door.disconnected(namespace, sid)
+        except Exception:
+            log.exception("a client's end was not handled", extra={"namespace": namespace})
+
+    def _post_ack(self, connection: Connection, namespace: str, ack_id: int, answer: Any) -> None:
+        if namespace in connection.namespaces:
+            message = outgoing(packet.ACK, namespace, [answer], ack_id)
+            connection.post(message, Delivery.REPLY)
+
+
+def _cors(origins: Sequence[str]) -> Any:
+    """None lets in the server's own origin only; a browser page from elsewhere must be named."""
+    if not origins:
+        return None
+    return "*" if "*" in origins else list(origins)
