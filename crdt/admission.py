@@ -25,7 +25,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from crdt.access import Right
 from crdt.errors import Forbidden, Invalid
-from crdt.ids import DocKind, UserId
+from crdt.ids import DocKind, UserId, is_id
 from crdt.replica import GONE, Delta, View
 from crdt.schema import (
     Goal,
@@ -40,7 +40,6 @@ from crdt.schema import (
 from crdt.wire import is_deeper
 
 MAX_DEPTH = 8
-MAX_KEY_LENGTH = 64
 
 Rule = Callable[[UserId, Right, str, Any, Any], None]
 """(who, their rights, key, value before, value after); `GONE` stands for none."""
@@ -52,8 +51,6 @@ def check(kind: DocKind, user_id: UserId, rights: Right, before: View, delta: De
         raise Forbidden("this role can read the document only")
     rules = RULES[kind]
     for (root, key), value in delta.items():
-        if len(key) > MAX_KEY_LENGTH:
-            raise Invalid.at(root, "has a key that is too long")
         rules[root](user_id, rights, key, before[root].get(key, GONE), value)
         if value is not GONE and is_deeper(value, MAX_DEPTH):
             raise Invalid.at(f"{root}.{key}", "is nested too deeply")
@@ -78,14 +75,14 @@ def _items(root: str, model: type[BaseModel]) -> Rule:
 
     def rule(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
         if new is not GONE:
-            _fit(shape, f"{root}.{key}", new)
+            _fit_item(shape, root, key, new)
 
     return rule
 
 
 def _own_sets(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
     if new is not GONE:
-        _fit(_SET, f"sets.{key}", new)
+        _fit_item(_SET, "sets", key, new)
         if new.get("user_id") != user_id:
             raise Forbidden("a set is written in the name of the one who did it")
     if isinstance(old, dict) and old.get("user_id") != user_id:
@@ -98,6 +95,12 @@ def _server_only(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -
 
 def _anything(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
     """A text is a text."""
+
+
+def _fit_item(shape: TypeAdapter[Any], root: str, key: str, value: Any) -> None:
+    if not is_id(key):
+        raise Invalid.at(root, "an id must match [A-Za-z0-9_-]{1,64}")
+    _fit(shape, f"{root}.{key}", value)
 
 
 def _fit(shape: TypeAdapter[Any], path: str, value: Any) -> None:

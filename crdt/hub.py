@@ -66,6 +66,8 @@ class LiveRoom:
 
     def enter(self, connection: Connection) -> bool:
         """Returns: whether it is the user's first socket here."""
+        if connection.id in self.connections:
+            return False
         self.connections[connection.id] = connection
         (self.readers if connection.document else self.listeners)[connection.id] = None
         self.sockets_of[connection.user.id] += 1
@@ -148,6 +150,7 @@ class RoomHub:
         self._compact_after = compact_after
         self._rooms: dict[DocName, LiveRoom] = {}
         self._loading: dict[DocName, asyncio.Task[LiveRoom]] = {}
+        self._is_closing = False
         self._failures: dict[DocName, int] = {}
         self._orphans: dict[DocName, LiveRoom] = {}
         self._joined: dict[ConnectionId, set[DocName]] = {}
@@ -195,6 +198,8 @@ class RoomHub:
         Raises:
             Conflict: there is one of this name.
         """
+        if self._is_closing:
+            raise Unavailable("the server is going away", retry_after_ms=1_000)
         exists = await self._store.summary(name) is not None
         while (loading := self._loading.get(name)) is not None:
             await asyncio.wait([loading])  # somebody asked for it too early
@@ -332,7 +337,7 @@ class RoomHub:
         Raises:
             Invalid, Unsynced, Forbidden: refused whole.
         """
-        _demand_current(live)
+        self._demand_open(live)
         rights = live.room.rights(connection.user)
         change = live.room.admit(update, connection.author(), self._clock.now_ms(), rights)
         if change is None:
@@ -357,7 +362,7 @@ class RoomHub:
             answer: makes the ack of the outcome; a pure function, see `Entry`.
         Returns: the ack, once the change is durable and has been shown.
         """
-        _demand_current(live)
+        self._demand_open(live)
         change = live.room.edit(
             writes,
             author,
@@ -372,6 +377,12 @@ class RoomHub:
     async def _outcome(self, live: LiveRoom, change: Change) -> Answer:
         stored = await asyncio.shield(self._enqueue(live, change))
         return change.entry.answer(stored) if change.entry.answer else {}
+
+    def _demand_open(self, live: LiveRoom) -> None:
+        if live.is_dropped:
+            raise Unavailable("the document is being read again", retry_after_ms=100)
+        if self._is_closing:
+            raise Unavailable("the server is going away", retry_after_ms=1_000)
 
     def _known(self, live: LiveRoom) -> asyncio.Future[Stored]:
         """For an update that brought nothing new: done when all that it repeats is durable."""
@@ -507,7 +518,11 @@ class RoomHub:
         task.add_done_callback(self._chores.discard)
 
     async def close(self) -> None:
-        """Let every append that is under way finish, and forget all rooms."""
+        """Let every append that is under way finish, and forget all rooms.
+
+        Changes that come from now on are refused with `unavailable`.
+        """
+        self._is_closing = True
         while appends := [live.append for live in self._rooms.values() if live.append]:
             futures = [append for append in appends if isinstance(append, asyncio.Future)]
             if futures:
@@ -519,8 +534,3 @@ class RoomHub:
             if live.idle is not None:
                 live.idle.cancel()
         self._rooms.clear()
-
-
-def _demand_current(live: LiveRoom) -> None:
-    if live.is_dropped:
-        raise Unavailable("the document is being read again", retry_after_ms=100)

@@ -18,6 +18,10 @@ ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
 class DocKind(StrEnum):
     WORKOUT = "workout"
     TEMPLATE = "template"
@@ -38,7 +42,7 @@ class DocName:
             Invalid: no such kind, or an id outside `[A-Za-z0-9_-]{1,64}`.
         """
         kind, _, id_ = text.partition(":")
-        if kind not in DocKind._value2member_map_ or not _ID.fullmatch(id_):
+        if kind not in DocKind._value2member_map_ or not is_id(id_):
             raise Invalid.at("document", "must be workout:<id> or template:<id>")
         return cls(DocKind(kind), id_)
 

@@ -175,6 +175,8 @@ class Committed:
     sender: ConnectionId | None
     events: Sequence[DomainEvent]
     touches_progress: bool
+    touches_access: bool
+    """Whether somebody who was allowed in may be so no longer."""
 
 
 class Outlet(Protocol):

@@ -41,7 +41,7 @@ def record_values(fields: Mapping[str, Any]) -> dict[RecordType, float]:
         values = {"seconds": seconds}
     else:
         values = {}
-    return values
+    return {type_: value for type_, value in values.items() if value > 0}
 
 
 def exercise_key(exercise: Mapping[str, Any]) -> str | None:

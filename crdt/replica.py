@@ -134,9 +134,11 @@ class Replica:
                 for write in writes:
                     self._carry_out(write)
             delta = self._delta()
-        except BaseException:
+        except BaseException as exc:
             self.spoiled = True
-            raise
+            if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
+                raise
+            raise RuntimeError("the native code panicked") from exc
         return self._transaction(delta)
 
     def state_vector(self) -> bytes:

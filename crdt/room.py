@@ -279,9 +279,13 @@ class Room:
             next(iter(senders)) if len(senders) == 1 else None,
             events,
             touches_progress=any(
-                root in ("sets", "exercises")
+                root in ("sets", "exercises") or (root, key) == ("meta", "status")
                 for change in batch.changes
-                for root, _ in change.delta
+                for root, key in change.delta
+            ),
+            touches_access=any(
+                change.entry.members or ("meta", "visibility") in change.delta
+                for change in batch.changes
             ),
         )
 

@@ -194,7 +194,7 @@ class TemplateSetItem(TargetItem):
 
 
 class TemplateExerciseItem(ExerciseItem):
-    sets: Annotated[dict[str, TemplateSetItem], Field(max_length=100)] = {}
+    sets: Annotated[dict[Id, TemplateSetItem], Field(max_length=100)] = {}
 
 
 def present(model: BaseModel) -> dict[str, Any]:

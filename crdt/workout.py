@@ -257,7 +257,7 @@ def project(
     """The events that a change causes, whoever made it. `before` is the view it was made on."""
     events: list[DomainEvent] = []
     meta: dict[str, Any] = {}
-    for (root, key), value in delta.items():
+    for (root, key), value in sorted(delta.items(), key=_in_turn):
         gone = value is GONE
         old = before[root].get(key)
         if root == "meta":
@@ -278,6 +278,13 @@ def project(
     if meta:
         events.extend(_meta_events(workout_id, before["meta"], meta))
     return events
+
+
+def _in_turn(change: tuple[tuple[str, str], Any]) -> tuple[str, str, str]:
+    """The plan before the sets, and the sets in the order in which they were done."""
+    (root, key), value = change
+    place = value.get("order") if isinstance(value, dict) else None
+    return root, place if isinstance(place, str) else "", key
 
 
 def _set_event(
@@ -336,9 +343,9 @@ def scores(before: View, delta: Delta) -> list[Score]:
             if isinstance(fields, dict) and fields.get("exercise") in renamed
         }
     found: list[Score] = []
-    for set_id in touched:
-        old = before["sets"].get(set_id)
-        new = delta.get(("sets", set_id), old)
+    sets = {id_: delta.get(("sets", id_), before["sets"].get(id_)) for id_ in touched}
+    for set_id in order.in_order(sets):
+        old, new = before["sets"].get(set_id), sets[set_id]
         was = _whose(before, {}, old)
         now = _whose(before, delta, new)
         if was is not None and was != now:

@@ -25,7 +25,7 @@ async def refresh_auth(ctx: Context, msg: RefreshAuth) -> Mapping[str, Any]:
 
 
 class SyncTime(Payload):
-    t0: float
+    t0: Annotated[float, Field(allow_inf_nan=False)]
 
 
 @registry.on("time:sync", SyncTime)

@@ -31,9 +31,6 @@ class Sessions(Protocol):
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
         """Send an event to all of a user's devices."""
 
-    def put_out(self, name: DocName, user_id: UserId) -> None:
-        """Close a document to a user's sockets, who has lost the right to it."""
-
 
 class Streams(Protocol):
     """The dashboards' streams. Who may watch has been decided before."""

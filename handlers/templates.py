@@ -167,8 +167,6 @@ async def unshare_template(ctx: Context, msg: UnshareTemplate) -> Mapping[str, A
             raise NotFound(f"{msg.user_id} is no member of this template")
         if known.role == "owner":
             raise Conflict("the owner stays the owner")
-        answer = await ctx.commit(
+        return await ctx.commit(
             live, [], lambda _: {"user_id": user_id}, members=[Member(user_id, "", known.name)]
         )
-        ctx.services.sessions.put_out(live.name, user_id)
-        return answer

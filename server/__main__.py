@@ -134,11 +134,11 @@ async def serve(settings: Settings) -> int:
                 " set PORT to a free one"
             ) from exc
         _settle_memory()
-        _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
         await stop.wait()
     finally:
         await runner.cleanup()

@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> web.Application:
         compact_after=settings.compact_after,
     )
     health = Health(store, lambda: {"connections": sockets.connection_count, "rooms": len(hub)})
-    streams = StreamHub(hub, clock, health.report, sockets.post_latest)
+    streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
     gateway.open(sockets, hub, Services(hub, store, clock, gateway, streams), streams)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
 

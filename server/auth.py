@@ -90,7 +90,7 @@ class Authenticator:
             )
         except jwt.ExpiredSignatureError as exc:
             raise TokenExpired("the token has expired") from exc
-        except jwt.InvalidTokenError as exc:
+        except (jwt.InvalidTokenError, ValueError) as exc:
             raise Unauthenticated(f"the token is not valid: {exc}") from exc
         # The leeway is for clocks that run behind, in nbf and iat; an end is an end.
         if claims["exp"] <= time.time():
@@ -129,7 +129,7 @@ class Authenticator:
 def _identity(claims: Mapping[str, Any]) -> Identity:
     subject, role = claims["sub"], claims.get("role", "user")
     name, friends = claims.get("name"), claims.get("friends", [])
-    if not isinstance(subject, str) or not 0 < len(subject) <= 200:
+    if not isinstance(subject, str) or not 0 < len(subject) <= 200 or not is_text(subject):
         raise Unauthenticated("the token's sub must be a text of 1 to 200 characters")
     if role not in ROLES:
         raise Unauthenticated(f"the token's role must be one of {', '.join(ROLES)}")
@@ -137,11 +137,20 @@ def _identity(claims: Mapping[str, Any]) -> Identity:
         raise Unauthenticated("the token's friends must be a list of user ids")
     user = User(
         UserId(subject),
-        name[:200] if isinstance(name, str) and name else subject,
+        name[:200] if isinstance(name, str) and name and is_text(name) else subject,
         role,
         frozenset(friend for friend in friends if isinstance(friend, str)),
     )
     return Identity(user, float(claims["exp"]))
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written in UTF-8. JSON can hold half a surrogate pair, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _public_key(pem: str) -> tuple[Any, str]:

@@ -33,7 +33,7 @@ from crdt.ports import Committed, Durability, Stored
 from crdt.wire import MAX_STATE_BYTES
 from handlers.context import Caller, Services
 from handlers.registry import Registry
-from server.auth import Authenticator, Identity
+from server.auth import Authenticator, Identity, is_text
 from server.metrics import Metrics
 from server.settings import Settings
 from server.streams import StreamHub
@@ -168,7 +168,6 @@ class Gateway:
         if session is None:
             return None
         if session.document is not None and event in _DOCUMENT_EVENTS:
-            self._count(event, "ok")
             return _DOCUMENT_EVENTS[event](self, session, session.document, args, ack)
         return self._dispatch(session, event, args, ack)
 
@@ -244,6 +243,9 @@ class Gateway:
                 self._sockets.post("/", live.listeners, event.name, event.payload)
         if commit.touches_progress:
             self._streams.progress_changed(commit.doc)
+        if commit.touches_access:
+            for connection in list(live.connections.values()):
+                self._put_out_unless_allowed(live, connection)
 
     def _spread(self, live: LiveRoom, update: bytes, sender: ConnectionId | None) -> None:
         missed_by = self._sockets.post_update(
@@ -275,23 +277,25 @@ class Gateway:
         if identity.user.id != asking.user.id:
             raise Forbidden("the new token is somebody else's")
         old, new = asking.token_digest, _digest(token)
-        for session in self._sessions.values():
+        for session in list(self._sessions.values()):
             if session.token_digest == old:
                 self._renew(session, identity, new)
         return int(identity.expires_at_s * 1_000)
 
+    def user_of(self, connection_id: ConnectionId) -> User | None:
+        session = self._sessions.get(connection_id)
+        return session.user if session else None
+
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
         self._sockets.post("/", self._by_user.get(user_id, ()), event, dict(payload))
 
-    def put_out(self, name: DocName, user_id: UserId) -> None:
-        live = self._hub.find(name)
-        for connection in list(live.connections.values()) if live else ():
-            if connection.user.id != user_id:
-                continue
-            if connection.document:
-                self._sockets.cut(DOCUMENT_PREFIX + str(name), connection.id)
-            else:
-                self._hub.leave(name, connection.id)
+    def _put_out_unless_allowed(self, live: LiveRoom, connection: Connection) -> None:
+        if Right.READ in live.room.rights(connection.user):
+            return
+        if connection.document:
+            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id)
+        else:
+            self._hub.leave(live.name, connection.id)
 
     def _renew(self, session: Session, identity: Identity, digest: bytes) -> None:
         session.user = identity.user
@@ -299,6 +303,9 @@ class Gateway:
         session.expires_at_s = identity.expires_at_s
         self._watch_expiry(session)
         self._hub.renew(session.connection)
+        for name in self._hub.joined(session.id):
+            if (live := self._hub.find(name)) is not None:
+                self._put_out_unless_allowed(live, session.connection)
 
     def _watch_expiry(self, session: Session) -> None:
         for timer in session.timers:
@@ -362,7 +369,9 @@ class Gateway:
         try:
             vector = _bytes(args, "state_vector", self._settings.max_update_bytes)
             answer: Any = self._room_of(session, name).room.diff(vector)
+            self._count("sync-step-1", "ok")
         except RepSyncError as exc:
+            self._count("sync-step-1", exc.code)
             answer = {"ok": False, "error": exc.to_wire()}
         self._answer(ack, answer)
 
@@ -385,8 +394,10 @@ class Gateway:
             return
         except Exception:
             log.exception("an update could not be handled", extra={"document": str(name)})
+            self._count("sync-update", "internal")
             self._answer(ack, {"ok": False, "error": INTERNAL})
             return
+        self._count("sync-update", "ok")
         if stored.done():
             self._on_stored(session, name, ack, stored)
         else:
@@ -427,8 +438,10 @@ class Gateway:
             update = _bytes(args, "awareness", self._settings.max_update_bytes)
             change = live.presence.receive(session.id, session.user, update)
         except RepSyncError as exc:
+            self._count("awareness-update", exc.code)
             self._answer(ack, {"ok": False, "error": exc.to_wire()})
             return
+        self._count("awareness-update", "ok")
         self._answer(ack, {"ok": True})
         if change.relay:
             self._sockets.post_volatile(
@@ -481,7 +494,9 @@ def _device(given: Any) -> dict[str, str]:
     if not isinstance(given, dict):
         raise Invalid.at("device", "must be an object {id, name}")
     id_, name = given.get("id") or str(uuid4()), given.get("name", "")
-    if not isinstance(id_, str) or not isinstance(name, str) or len(id_) > 100 or len(name) > 100:
+    if not all(
+        isinstance(text, str) and len(text) <= 100 and is_text(text) for text in (id_, name)
+    ):
         raise Invalid.at("device", "id and name are texts of 100 characters at most")
     return {"id": id_, "name": name}
 

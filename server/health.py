@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from crdt.errors import RepSyncError
 from server.storage.sqlite import SqliteStore
 
+log = logging.getLogger(__name__)
+
 PROBE_INTERVAL_S = 1.0
+PROBE_TIMEOUT_S = 2.0
 SLOW_STORE_S = 1.0
 SLOW_LOOP_S = 0.5
 
@@ -40,10 +44,16 @@ class Health:
 
     async def probe(self) -> None:
         try:
-            self._store_seconds = await self._store.check()
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                self._store_seconds = await self._store.check()
             self._store_error = None
+        except TimeoutError:
+            self._store_error = f"no answer within {PROBE_TIMEOUT_S:g} s"
         except RepSyncError as exc:
             self._store_error = str(exc.__cause__ or exc)
+        except Exception as exc:
+            log.exception("the store cannot be probed")
+            self._store_error = type(exc).__name__
 
     @property
     def is_ready(self) -> bool:

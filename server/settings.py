@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+MIN_SECRET_BYTES = 32
+
 
 class SettingsError(Exception):
     """The configuration does not hold together; the text says which variable and why."""
@@ -85,7 +87,7 @@ class Settings(BaseSettings):
                 "JWT_SECRET and JWT_PUBLIC_KEY are both set; the key decides the algorithm,"
                 " so there can be one only"
             )
-        if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < 32:
+        if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise SettingsError("JWT_SECRET is shorter than the 32 bytes that HS256 asks for")
         if not self.is_loopback and not (self.jwt_secret or self.jwt_public_key):
             raise SettingsError(
@@ -120,6 +122,9 @@ def generated_secret(folder: Path) -> str:
                 os.fsync(file.fileno())
     except OSError as exc:
         raise SettingsError(f"DATA_DIR: {path} cannot be used: {exc.strerror}") from exc
-    if not secret:
-        raise SettingsError(f"DATA_DIR: {path} is empty; delete it to get a new secret")
+    except UnicodeDecodeError as exc:
+        raise SettingsError(f"DATA_DIR: {path} is no text; delete it to get a new secret") from exc
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        what = "shorter than the 32 bytes that HS256 asks for" if secret else "empty"
+        raise SettingsError(f"DATA_DIR: {path} is {what}; delete it to get a new secret")
     return secret

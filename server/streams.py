@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from crdt import ids
+from crdt.access import Right, User
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName
 from crdt.ports import Clock
@@ -24,12 +25,18 @@ class StreamHub:
     and not at all while nobody does."""
 
     def __init__(
-        self, hub: RoomHub, clock: Clock, health: Callable[[], dict[str, Any]], post: Post
+        self,
+        hub: RoomHub,
+        clock: Clock,
+        health: Callable[[], dict[str, Any]],
+        post: Post,
+        user_of: Callable[[ConnectionId], User | None],
     ) -> None:
         self._hub = hub
         self._clock = clock
         self._health = health
         self._post = post
+        self._user_of = user_of
         self._watchers: dict[str, dict[ConnectionId, None]] = {}
         self._watched: dict[ConnectionId, set[str]] = {}
         self._due: dict[str, asyncio.TimerHandle] = {}
@@ -114,4 +121,12 @@ class StreamHub:
                 "version": live.room.seq,
                 "server_time": self._clock.now_ms(),
             }
+            allowed = [
+                id_
+                for id_ in to
+                if (user := self._user_of(id_)) and Right.READ in live.room.rights(user)
+            ]
+        for id_ in set(to) - set(allowed):
+            self.unsubscribe(id_, [stream])
+        to = allowed
         self._post(to, stream, "progress", value)

@@ -1,4 +1,4 @@
-"""What every store promises: one class, subclassed by each adapter's tests with a `store` fixture."""
+"""What every store promises: one class, subclassed by each adapter with a `store` fixture."""
 
 from __future__ import annotations
 

@@ -193,8 +193,8 @@ def test_fields_of_newer_clients_are_let_through(fields: dict[str, Any]) -> None
 def test_a_refusal_says_where() -> None:
     room, _ = prepared(make_room(), "owner")
     peer = Peer(state=room.diff())
+    rights = room.rights(user("ana"))
     with pytest.raises(Invalid) as refusal:
-        rights = room.rights(user("ana"))
         room.admit(peer.set("new", reps=-5), author(), NOW_MS, rights)
     assert refusal.value.details[0]["path"] == "sets.new.reps"
 

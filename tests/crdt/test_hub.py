@@ -454,7 +454,7 @@ async def test_two_failures_in_a_row_lose_nobody(bench: Bench) -> None:
     newcomer = connection("ana", "newcomer")
     await bench.join(newcomer)
     bench.store.fail("append", Unavailable("full"))
-    await fails(await bench.submit((await peer_of(bench)).set("lost too"), newcomer))
+    await fails(await bench.submit((await peer_of(bench)).set("lost-too"), newcomer))
     await until(lambda: bench.outlet.resets)
     await idle()
     assert here(bench) == {"ana-events", "phone", "newcomer"}

@@ -134,10 +134,10 @@ async def test_a_role_may_be_changed(desk: Desk) -> None:
     assert (await update(desk, "ben", title="Mine"))["error"]["code"] == "forbidden"
 
 
-async def test_unsharing_takes_the_right_away_and_puts_the_sockets_out(desk: Desk) -> None:
+async def test_unsharing_takes_the_right_away(desk: Desk) -> None:
     await share(desk)
     await desk.do("ana", "template:unshare", template_id="push", user_id="ben")
-    assert desk.sessions.out == [(PUSH, "ben")]
+    assert desk.outlet.commits[-1].touches_access
     assert (await desk.refused("ben", "template:get", template_id="push"))["code"] == "forbidden"
     assert (await desk.do("ben", "template:list"))["templates"] == []
 

@@ -377,7 +377,6 @@ async def test_a_set_of_somebody_else_is_not_for_a_yjs_client_to_change(
     assert synced["workout"]["sets"][0]["reps"] == 5
 
 
-@pytest.mark.xfail(strict=True, reason="nobody looks at who is in the room when visibility changes")
 async def test_who_may_look_in_no_more_is_put_out(server: RunningServer) -> None:
     ana = await server.events("ana")
     await make_template(ana, visibility="public")
@@ -388,7 +387,6 @@ async def test_who_may_look_in_no_more_is_put_out(server: RunningServer) -> None
     await laptop.wait_until_gone(timeout_s=3)
 
 
-@pytest.mark.xfail(strict=True, reason="nobody looks at the rooms of a token that is refreshed")
 async def test_who_is_a_friend_no_more_is_put_out(server: RunningServer) -> None:
     ana = await server.events("ana")
     await make_workout(ana, visibility="friends")
@@ -418,13 +416,15 @@ async def test_a_member_with_several_devices_joins_and_leaves_once(server: Runni
     ana, ben = await group(server)
     watch = await server.events("ben", "watch", name="Ben")
     await watch.do("workout:join", {"workout_id": WORKOUT.id})
-    laptop = await server.document("ben", WORKOUT, name="Ben")
+    laptop = await document_with_token(server, WORKOUT, server.token("ben", name="Ben"))
     synced = await ana.do("workout:sync", {"workout_id": WORKOUT.id})
     members = {member["user"]["id"]: member for member in synced["workout"]["members"]}
     assert members["ben"]["user"] == {"id": "ben", "name": "Ben"}
     assert members["ben"]["role"] == "participant"
     assert members["ben"]["online"] is True
-    assert {device["id"] for device in members["ben"]["devices"]} == {"phone", "watch", "laptop"}
+    devices = {device["id"] for device in members["ben"]["devices"]}
+    assert {"phone", "watch"} < devices
+    assert len(devices) == 3
     assert members["ana"]["role"] == "owner"
 
     await ben.do("workout:leave", {"workout_id": WORKOUT.id})

@@ -103,7 +103,6 @@ async def test_a_slow_store_degrades_the_server(
     assert await get(http, "/ready") == (200, {"ready": True})
 
 
-@pytest.mark.xfail(strict=True, reason="the probe waits for its store for ever, and says healthy")
 async def test_a_store_that_does_not_answer_is_noticed(
     server: RunningServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +116,6 @@ async def test_a_store_that_does_not_answer_is_noticed(
             pass
 
 
-@pytest.mark.xfail(strict=True, reason="the probe ends at an error that is none of RepSync's own")
 async def test_an_error_that_nobody_foresaw_does_not_end_the_probes(
     server: RunningServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +194,6 @@ async def test_no_client_chooses_the_name_of_a_metric(
     assert {name.partition("|")[2] for name in new} == {"code=not_found|event=unknown"}
 
 
-@pytest.mark.xfail(strict=True, reason="a refused update is counted with its code, and then as ok")
 async def test_a_refused_update_is_counted_once(
     server: RunningServer, http: aiohttp.ClientSession
 ) -> None:

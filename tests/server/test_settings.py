@@ -179,7 +179,6 @@ def test_an_empty_secret_file_is_refused(tmp_path: Path) -> None:
         generated_secret(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="a short secret in the folder's file is taken as it is")
 def test_a_short_secret_file_is_refused_like_a_short_variable(tmp_path: Path) -> None:
     (tmp_path / "jwt_secret").write_text("hunter2")
     with pytest.raises(SettingsError) as refused:
@@ -187,7 +186,6 @@ def test_a_short_secret_file_is_refused_like_a_short_variable(tmp_path: Path) ->
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeDecodeError is no OSError: a traceback, exit 1")
 def test_a_secret_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "jwt_secret").write_bytes(b"\xff\xfe" * 20)
     with pytest.raises(SettingsError):

@@ -85,7 +85,6 @@ async def test_changes_arrive_whoever_makes_them(server: RunningServer) -> None:
     assert value["version"] == 4
 
 
-@pytest.mark.xfail(strict=True, reason="only changes of sets and exercises send a new value")
 async def test_another_status_arrives(server: RunningServer) -> None:
     ana = await server.events("ana")
     await make_workout(ana)
@@ -228,7 +227,6 @@ async def test_a_watched_workout_is_watched_by_its_members_and_friends(
     assert came(stranger, "progress") == []
 
 
-@pytest.mark.xfail(strict=True, reason="a right to watch is looked at once, when subscribing")
 async def test_a_watcher_who_has_lost_the_right_is_told_no_more(server: RunningServer) -> None:
     ana = await server.events("ana")
     await make_workout(ana, visibility="public")

@@ -162,9 +162,6 @@ async def test_ctrl_c_ends_it_well(tmp_path: Path) -> None:
         assert await ended_by(server, signal.SIGINT) == 0
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the greeting comes before the signal handlers: a race, lost now and then"
-)
 async def test_it_ends_well_as_soon_as_it_has_greeted(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path)
     try:

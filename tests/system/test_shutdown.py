@@ -68,7 +68,6 @@ async def sync(server: ServerProcess) -> dict[str, Any]:
 
 
 @pytest.mark.system
-@pytest.mark.xfail(strict=False, reason="see below: now and then the hub never comes to rest")
 async def test_sigterm_in_the_middle_of_edits_loses_nothing_that_was_acked(tmp_path: Path) -> None:
     async with process(tmp_path) as server:
         phone = EventClient(server.url, token("ana"))
@@ -177,9 +176,6 @@ async def test_restarts_alone_write_nothing(tmp_path: Path) -> None:
             assert again["exercises"] == first["exercises"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the hub waits until nothing is written, and goes on taking changes"
-)
 async def test_clients_that_never_pause_do_not_put_off_the_end(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
