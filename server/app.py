@@ -62,7 +62,16 @@ def create_app(settings: Settings) -> web.Application:
     sockets = SocketServer(
         gateway,
         cors_origins=settings.cors_origins,
-        limits=TransportLimits(max_packet_bytes=max_packet_bytes(settings)),
+        limits=TransportLimits(
+            max_packet_bytes=max_packet_bytes(settings),
+            send_budget_bytes=settings.send_budget_bytes,
+            stall_timeout_s=settings.stall_timeout_s,
+            ping_interval_s=settings.ping_interval_s,
+            ping_timeout_s=settings.ping_timeout_s,
+            max_connections=settings.max_connections,
+            max_connections_per_address=settings.max_connections_per_address,
+            max_connects_per_s=settings.max_connects_per_s,
+        ),
     )
     hub = RoomHub(
         store,
@@ -95,9 +104,11 @@ async def _probing(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _drain(app: web.Application) -> None:
-    """Let what is under way become durable and be acked, then say goodbye."""
+    """Take nobody new, tell the clients, let what is under way become durable and be acked."""
     parts = app[PARTS]
     parts.health.is_draining = True
+    parts.sockets.drain()
+    parts.gateway.announce_end()
     parts.streams.close()
     await parts.hub.close()
     parts.sockets.close_all()
@@ -132,6 +143,19 @@ def _watch(
     counted("rooms", "Documents in memory", lambda: len(hub))
     counted("stream_watchers", "Connections that watch streams", lambda: streams.watcher_count)
     counted("event_loop_lag_seconds", "How late the loop is", lambda: health.loop_lag_s)
+    transport = sockets.stats
+    for what, text, label, read in (
+        ("messages_dropped", "Left out because a client was slow", "kind", transport.dropped),
+        ("connections_closed", "Ended connections", "reason", transport.closed),
+        ("connects_refused", "Connects refused with 503", "reason", transport.refused),
+    ):
+        metrics.count(f"repsync_{what}", text, label, read.copy)
+    counted("slow_readers", "Clients over their budget now", lambda: sockets.slow_count)
+    counted(
+        "values_conflated", "Stream values that a later one replaced", lambda: transport.conflated
+    )
+    counted("packets_malformed", "Packets that ended their connection", lambda: transport.malformed)
+    counted("reads_paused", "Times that a full inbox paused a socket", lambda: transport.paused)
     stats = store.stats
     counted("store_appends", "Log records written since the start", lambda: stats.appends)
     counted("store_commits", "Commits, each with one sync", lambda: stats.commits)

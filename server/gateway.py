@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import random
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from prometheus_client import Counter
+from prometheus_client import Counter as EventCounter
 from pycrdt import merge_updates
 
 from crdt.access import Right, User
@@ -21,6 +23,7 @@ from crdt.errors import (
     Forbidden,
     Invalid,
     NotFound,
+    RateLimited,
     RepSyncError,
     TokenExpired,
     TooLarge,
@@ -93,7 +96,8 @@ class Gateway:
         self._instance = instance
         self._sessions: dict[ConnectionId, Session] = {}
         self._by_user: dict[UserId, set[ConnectionId]] = {}
-        self._counters: dict[tuple[str, str], Counter] = {}
+        self._session_counts: Counter[UserId] = Counter()
+        self._counters: dict[tuple[str, str], EventCounter] = {}
         self.limits = {
             "max_update_bytes": settings.max_update_bytes,
             "max_packet_bytes": max_packet_bytes(settings),
@@ -129,6 +133,7 @@ class Gateway:
         except RepSyncError as exc:
             self._metrics.refused.labels(exc.code).inc()
             raise
+        self._demand_room_for(identity.user)
         session = Session(
             ConnectionId(sid),
             namespace,
@@ -139,7 +144,13 @@ class Gateway:
             document,
         )
         self._sessions[session.id] = session
+        self._session_counts[session.user.id] += 1
         self._watch_expiry(session)
+
+    def _demand_room_for(self, user: User) -> None:
+        if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
+            self._metrics.refused.labels(RateLimited.code).inc()
+            raise RateLimited("too many connections of one user", retry_after_ms=5_000)
 
     async def connected(self, namespace: str, sid: str) -> None:
         session = self._sessions.get(ConnectionId(sid))
@@ -215,12 +226,22 @@ class Gateway:
             everything = merge_updates(first, live.room.diff(vector))
             self._sockets.reply(session.namespace, sid, "sync-update", everything)
 
+    def announce_end(self) -> None:
+        """Tell everybody that this server goes away, and each when to come back."""
+        spread_ms = self._settings.drain_spread_s * 1_000
+        for session in list(self._sessions.values()):
+            notice = {"reconnect_in_ms": round(random.uniform(0, spread_ms))}
+            self._sockets.post(session.namespace, [session.id], "server:draining", notice)
+
     def disconnected(self, namespace: str, sid: str) -> None:
         session = self._sessions.pop(ConnectionId(sid), None)
         if session is None:
             return
         for timer in session.timers:
             timer.cancel()
+        self._session_counts[session.user.id] -= 1
+        if not self._session_counts[session.user.id]:
+            del self._session_counts[session.user.id]
         mine = self._by_user.get(session.user.id)
         if mine is not None:
             mine.discard(session.id)

@@ -44,6 +44,15 @@ class Settings(BaseSettings):
     room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     compact_after: Annotated[int, Field(ge=1)] = 500
     max_update_bytes: Annotated[int, Field(ge=1_024)] = 4 * 1024 * 1024
+    send_budget_bytes: Annotated[int, Field(ge=64 * 1024)] = 1024 * 1024
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    ping_interval_s: Annotated[float, Field(gt=0)] = 25.0
+    ping_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    max_connections: Annotated[int, Field(ge=1)] = 20_000
+    max_connections_per_address: Annotated[int, Field(ge=1)] = 20_000
+    max_sessions_per_user: Annotated[int, Field(ge=1)] = 200
+    max_connects_per_s: Annotated[float, Field(gt=0)] = 2_000.0
+    drain_spread_s: Annotated[float, Field(ge=0)] = 5.0
     auth_expiring_notice_s: Annotated[float, Field(ge=0)] = 60.0
 
     @field_validator("cors_origins", mode="before")

@@ -217,6 +217,10 @@ class EngineServer(engineio.AsyncServer):
             loop = asyncio.get_running_loop()
             self._catching_up = loop.call_later(CATCH_UP_INTERVAL_S, self._catch_up)
 
+    @property
+    def slow_count(self) -> int:
+        return len(self._slow)
+
     def _start_wheel(self) -> None:
         if self._timer is None:
             loop = asyncio.get_running_loop()
@@ -329,6 +333,14 @@ class SocketServer(socketio.AsyncServer):
         if connection is not None:
             connection.post(outgoing(packet.DISCONNECT, namespace, None), Delivery.REPLY)
             self._remove(connection, namespace)
+
+    @property
+    def slow_count(self) -> int:
+        return self.eio.slow_count
+
+    def drain(self) -> None:
+        """Take nobody new; those who ask get 503."""
+        self.eio.is_draining = True
 
     def close_all(self) -> None:
         """Tell every client that the connection ends here."""
