@@ -49,6 +49,10 @@ fmt: setup ## Format the code and mend what can be mended
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
+.PHONY: bench
+bench: $(RUN_DEPS) ## Measure speed and memory beside other servers; ARGS="--quick" for a short look
+	@$(PY) benchmarks/bench.py $(ARGS)
+
 lock: setup ## Write the lock files from pyproject.toml; ARGS=--upgrade takes newer versions
 	$(UV_COMPILE) $(ARGS) --output-file requirements.txt
 	$(UV_COMPILE) $(ARGS) --group dev --constraint requirements.txt --output-file requirements-dev.txt

@@ -191,7 +191,7 @@ class RoomHub:
         op_id: str | None,
         answer: Callable[[dict[str, Any]], Answer],
     ) -> Answer:
-        """Make a document, once and durably, with its owner as first member, who joins it.
+        """Make a document, once and durably, with its owner as first member, who will join it.
 
         Args:
             answer: makes the ack of the new document's snapshot.
@@ -237,9 +237,7 @@ class RoomHub:
         )
         live.leases += 1
         try:
-            reply = await self._outcome(live, change)
-            self.join(live, owner)
-            return reply
+            return await self._outcome(live, change)
         finally:
             live.leases -= 1
             self._watch_idle(live)
@@ -482,6 +480,8 @@ class RoomHub:
                     delay_s = min(delay_s * 2, LAST_RETRY_S)
         finally:
             self._orphans.pop(dropped.name, None)
+            if dropped.name not in self._rooms:
+                self._failures.pop(dropped.name, None)
 
     # -- letting go -------------------------------------------------------------------------
 

@@ -302,7 +302,7 @@ class Room:
     def _set_member(self, member: Member) -> None:
         if member.role:
             self.members[member.user_id] = member
-            self._names.setdefault(member.user_id, member.name)
+            self._names[member.user_id] = member.name
         else:
             self.members.pop(member.user_id, None)
 

@@ -20,6 +20,9 @@ from crdt.replica import Write
 class Sessions(Protocol):
     """The sockets and their tokens, as far as handlers may ask for something to be done."""
 
+    def is_here(self, connection_id: ConnectionId) -> bool:
+        """Whether the connection still is."""
+
     def refresh(self, connection_id: ConnectionId, token: str) -> int:
         """Extend all connections that were opened with the token that this one holds.
 
@@ -120,6 +123,11 @@ class Context:
         async with self.hub.lease(name) as live:
             live.demand(self.user, right)
             yield live
+
+    def join(self, live: LiveRoom) -> None:
+        """Put the caller into a room, unless it has gone while its event was handled."""
+        if self.services.sessions.is_here(self.caller.connection_id):
+            self.hub.join(live, self.caller.connection)
 
     async def commit(
         self,

@@ -28,9 +28,9 @@ class CreateTemplate(ChangePayload):
 
 
 async def _join_created(ctx: Context, answer: Answer) -> None:
-    """A creation that is sent again, from a new connection, joins that one as well."""
+    """Creating joins; sent again from a new connection, it joins that one as well."""
     async with ctx.room(ids.template(answer["template"]["id"]), Right.READ) as live:
-        ctx.hub.join(live, ctx.caller.connection)
+        ctx.join(live)
 
 
 @registry.on("template:create", CreateTemplate, again=_join_created)
@@ -43,7 +43,7 @@ async def create_template(ctx: Context, msg: CreateTemplate) -> Mapping[str, Any
         visibility=msg.visibility,
         optional={key: value for key, value in optional.items() if value is not None},
     )
-    return await ctx.hub.create(
+    answer = await ctx.hub.create(
         ids.template(msg.template_id or ctx.new_id()),
         writes,
         ctx.caller.connection,
@@ -51,6 +51,8 @@ async def create_template(ctx: Context, msg: CreateTemplate) -> Mapping[str, Any
         op_id=ctx.op_id,
         answer=lambda snapshot: ctx.changed({"template": snapshot}),
     )
+    await _join_created(ctx, answer)
+    return answer
 
 
 class TemplatePayload(Payload):
@@ -106,7 +108,7 @@ async def update_template_meta(ctx: Context, msg: UpdateTemplateMeta) -> Mapping
 async def join_template(ctx: Context, msg: TemplatePayload) -> Mapping[str, Any]:
     """Get the template's events on this socket."""
     async with ctx.room(ids.template(msg.template_id), Right.READ) as live:
-        ctx.hub.join(live, ctx.caller.connection)
+        ctx.join(live)
         member = live.room.members.get(ctx.user.id)
         return {
             "role": member.role if member else "viewer",

@@ -33,9 +33,9 @@ class CreateWorkout(ChangePayload):
 
 
 async def _join_created(ctx: Context, answer: Answer) -> None:
-    """A creation that is sent again, from a new connection, joins that one as well."""
+    """Creating joins; sent again from a new connection, it joins that one as well."""
     async with ctx.room(ids.workout(answer["workout"]["id"]), Right.READ) as live:
-        ctx.hub.join(live, ctx.caller.connection)
+        ctx.join(live)
 
 
 @registry.on("workout:create", CreateWorkout, again=_join_created)
@@ -59,7 +59,7 @@ async def create_workout(ctx: Context, msg: CreateWorkout) -> Mapping[str, Any]:
         now_ms=ctx.now_ms(),
     )
 
-    return await ctx.hub.create(
+    answer = await ctx.hub.create(
         name,
         [*made, *writes],
         ctx.caller.connection,
@@ -67,6 +67,8 @@ async def create_workout(ctx: Context, msg: CreateWorkout) -> Mapping[str, Any]:
         op_id=ctx.op_id,
         answer=lambda snapshot: ctx.changed({"workout": snapshot}),
     )
+    await _join_created(ctx, answer)
+    return answer
 
 
 class WorkoutPayload(Payload):
@@ -100,7 +102,7 @@ async def join_workout(ctx: Context, msg: JoinWorkout) -> Mapping[str, Any]:
         elif member.name != ctx.user.name:
             member = Member(member.user_id, member.role, ctx.user.name)
             await ctx.commit(live, [], lambda _: {}, members=[member], once=False)
-        ctx.hub.join(live, ctx.caller.connection)
+        ctx.join(live)
         return {
             "role": member.role,
             "workout": live.snapshot(ctx.now_ms()),

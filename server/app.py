@@ -111,7 +111,7 @@ async def _drain(app: web.Application) -> None:
     parts.gateway.announce_end()
     parts.streams.close()
     await parts.hub.close()
-    parts.sockets.close_all()
+    await parts.sockets.close_all()
 
 
 async def _close(app: web.Application) -> None:

@@ -303,6 +303,9 @@ class Gateway:
                 self._renew(session, identity, new)
         return int(identity.expires_at_s * 1_000)
 
+    def is_here(self, connection_id: ConnectionId) -> bool:
+        return connection_id in self._sessions
+
     def user_of(self, connection_id: ConnectionId) -> User | None:
         session = self._sessions.get(connection_id)
         return session.user if session else None

@@ -25,6 +25,7 @@ from crdt.replica import EMPTY_STATE_VECTOR
 from crdt.schema import ROOTS
 
 DEFAULT_TIMEOUT_S = 15.0
+LEAVE_TIMEOUT_S = 2.0
 
 Payload = dict[str, Any]
 
@@ -103,7 +104,7 @@ class _Client:
         socket, self._socket = self._socket, None
         self._gone.set()
         if socket is not None:
-            await socket.disconnect()
+            await _disconnect(socket)
 
     async def drop(self) -> None:
         """Lose the connection, as on bad Wi-Fi: no goodbye, whatever was on its way is lost."""
@@ -115,7 +116,7 @@ class _Client:
         connection = getattr(websocket, "_conn", None)
         if connection is not None and connection.transport is not None:
             connection.transport.abort()  # a reset: neither side's last words arrive
-        await socket.disconnect()
+        await _disconnect(socket)
 
     async def wait_until_gone(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Wait until the connection has ended, from whichever side."""
@@ -159,6 +160,20 @@ class _Client:
 
     async def _on_event(self, event: str, *args: Any) -> Any:
         raise NotImplementedError
+
+
+async def _disconnect(socket: socketio.AsyncClient) -> None:
+    """Disconnect, and do not wait for a server that is gone: polling would, for a ping's time."""
+    try:
+        async with asyncio.timeout(LEAVE_TIMEOUT_S):
+            await socket.disconnect()
+    except TimeoutError:
+        loops = [socket.eio.read_loop_task, socket.eio.write_loop_task]
+        for task in loops:
+            if task is not None:
+                task.cancel()
+        await asyncio.wait([task for task in loops if task is not None])
+        await socket.eio.disconnect(abort=True)
 
 
 class EventClient(_Client):

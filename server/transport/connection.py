@@ -77,7 +77,7 @@ class Connection(AsyncSocket):
         """namespace -> the client's id there."""
         self.close_reason: str | None = None
         self._loop = asyncio.get_running_loop()
-        self._peer: WebSocketPeer | None = None
+        self.peer: WebSocketPeer | None = None
         self._outbox: deque[engineio.packet.Packet] | None = None
         self._outbox_bytes = 0
         self._poller: asyncio.Future[None] | None = None
@@ -100,8 +100,8 @@ class Connection(AsyncSocket):
     @property
     def backlog_bytes(self) -> int:
         """What was posted and the network has not taken yet."""
-        if self._peer is not None and not self.upgrading:
-            return self._peer.transport.get_write_buffer_size()
+        if self.peer is not None and not self.upgrading:
+            return self.peer.transport.get_write_buffer_size()
         return self._outbox_bytes
 
     def post(self, message: Outgoing, delivery: Delivery) -> bool:
@@ -159,7 +159,7 @@ class Connection(AsyncSocket):
         return True
 
     def _write(self, message: Outgoing) -> None:
-        peer = self._peer
+        peer = self.peer
         if peer is not None and not self.upgrading:
             frame = message.frame
             self._written_bytes += len(frame)
@@ -201,7 +201,7 @@ class Connection(AsyncSocket):
     def on_lost(self) -> None:
         if self._probing:
             # The websocket did not work out; polling goes on as before.
-            self._peer = None
+            self.peer = None
             self._probing = self.upgrading = False
         else:
             self._finish("transport_closed")
@@ -282,15 +282,15 @@ class Connection(AsyncSocket):
         if self._drained is None:
             self._drained = self._loop.create_future()
             self.server.stats.paused += 1
-            if self._peer is not None and not self._peer.is_closing:
-                self._peer.transport.pause_reading()
+            if self.peer is not None and not self.peer.is_closing:
+                self.peer.transport.pause_reading()
 
     def _resume(self) -> None:
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
-            if self._peer is not None and not self._peer.is_closing:
-                self._peer.transport.resume_reading()
+            if self.peer is not None and not self.peer.is_closing:
+                self.peer.transport.resume_reading()
 
     # -- heartbeat --------------------------------------------------------------------------
 
@@ -376,7 +376,7 @@ class Connection(AsyncSocket):
     # -- upgrade ----------------------------------------------------------------------------
 
     async def _upgrade_websocket(self, environ: dict[str, Any]) -> Any:
-        if self.upgraded or self._peer is not None:
+        if self.upgraded or self.peer is not None:
             raise OSError("upgraded already")
         self._probing = self.connected
         try:
@@ -386,7 +386,7 @@ class Connection(AsyncSocket):
         except BaseException:
             self._probing = False
             raise
-        self._peer = peer
+        self.peer = peer
         if self._probing:
             self.upgrading = True
         else:
@@ -396,9 +396,9 @@ class Connection(AsyncSocket):
 
     def _on_probe(self, data: str | bytes) -> None:
         """The two steps of an upgrade: `2probe` is answered, `5` makes the websocket the one."""
-        assert self._peer is not None
+        assert self.peer is not None
         if data == "2probe":
-            self._peer.write(_PROBE_ANSWER.frame)
+            self.peer.write(_PROBE_ANSWER.frame)
             if self._outbox is None:
                 self._outbox = deque()
             self._outbox.append(engineio.packet.Packet(engineio.packet.NOOP))
@@ -412,20 +412,20 @@ class Connection(AsyncSocket):
 
     def _flush_outbox(self) -> None:
         outbox, self._outbox, self._outbox_bytes = self._outbox, None, 0
-        assert self._peer is not None
+        assert self.peer is not None
         for packet in outbox or ():
             if packet.packet_type != engineio.packet.NOOP:
                 packet.encode_cache = None
                 data = packet.encode()
-                self._peer.write(Outgoing([data]).frame)
+                self.peer.write(Outgoing([data]).frame)
 
     # -- the end ----------------------------------------------------------------------------
 
     def cut(self, reason: str) -> None:
         """End it now, dropping what is buffered: for clients that misbehave or are gone."""
-        if self._peer is not None:
+        if self.peer is not None:
             if reason in ("slow_reader", "stalled", "ping_timeout"):
-                self._peer.abort()
+                self.peer.abort()
             else:
                 self._close_peer(POLICY_VIOLATION, reason)
         self._finish(reason)
@@ -444,8 +444,8 @@ class Connection(AsyncSocket):
             self._finish(str(reason or "server_disconnect"))
 
     def _close_peer(self, code: int, reason: str = "") -> None:
-        if self._peer is not None:
-            self._peer.close(code, reason)
+        if self.peer is not None:
+            self.peer.close(code, reason)
 
     def _finish(self, reason: str) -> None:
         """Leave nothing behind. Called from every way out; the first one counts."""

@@ -342,11 +342,22 @@ class SocketServer(socketio.AsyncServer):
         """Take nobody new; those who ask get 503."""
         self.eio.is_draining = True
 
-    def close_all(self) -> None:
-        """Tell every client that the connection ends here."""
+    async def close_all(self, patience_s: float = 2.0) -> None:
+        """Tell every client that the connection ends here; cut those who do not take it."""
+        peers = [
+            connection.peer
+            for connection in self.eio.sockets.values()
+            if connection.peer is not None
+        ]
         for connection in list(self.eio.sockets.values()):
             connection.say_goodbye()
         self.eio.stop()
+        gone = [peer.gone for peer in peers if not peer.gone.done()]
+        if gone:
+            await asyncio.wait(gone, timeout=patience_s)
+        for peer in peers:
+            if not peer.gone.done():
+                peer.abort()
 
     def _post_all(
         self,

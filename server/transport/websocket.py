@@ -52,7 +52,7 @@ class _Push(WebSocketDataQueue):
 class WebSocketPeer(asyncio.Protocol):
     """One websocket after its handshake."""
 
-    __slots__ = ("_reader", "_receiver", "is_closing", "transport")
+    __slots__ = ("_gone", "_reader", "_receiver", "is_closing", "transport")
 
     def __init__(
         self, receiver: Receiver, transport: asyncio.Transport, max_message_bytes: int
@@ -60,8 +60,16 @@ class WebSocketPeer(asyncio.Protocol):
         self._receiver = receiver
         self.transport = transport
         self.is_closing = False
+        self._gone: asyncio.Future[None] | None = None
         queue = _Push(self, asyncio.get_running_loop())
         self._reader = WebSocketReader(queue, max_message_bytes, compress=False, decode_text=True)
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done when the transport is."""
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        return self._gone
 
     def write(self, frame: bytes) -> None:
         """Send frames; after a close they are dropped."""
@@ -104,6 +112,8 @@ class WebSocketPeer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closing = True
+        if self._gone is not None:
+            self._gone.set_result(None)
         self._receiver.on_lost()
 
 

@@ -145,7 +145,6 @@ async def test_unsharing_takes_the_right_away(desk: Desk) -> None:
 async def test_unsharing_with_a_stranger_is_not_found(desk: Desk) -> None:
     error = await desk.refused("ana", "template:unshare", template_id="push", user_id="ben")
     assert error["code"] == "not_found"
-    assert desk.sessions.out == []
 
 
 @pytest.mark.parametrize(

@@ -201,14 +201,18 @@ class Bench:
 
     async def create(self, name: DocName = LEG_DAY, user_id: str = "ana") -> Answer:
         """Make a workout; its owner joins for the events."""
-        return await self.hub.create(
+        owner = connection(user_id, f"{user_id}-events", document=False)
+        answer = await self.hub.create(
             name,
             new_workout(user_id),
-            connection(user_id, f"{user_id}-events", document=False),
+            owner,
             "workout:create",
             op_id=None,
             answer=lambda snapshot: {"workout": snapshot},
         )
+        async with self.hub.lease(name) as live:
+            self.hub.join(live, owner)
+        return answer
 
     @asynccontextmanager
     async def room(self, name: DocName = LEG_DAY) -> AsyncIterator[LiveRoom]:
@@ -255,7 +259,6 @@ class FakeSessions:
     """The sockets that there are none of."""
 
     told: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
-    out: list[tuple[DocName, str]] = field(default_factory=list)
 
     def refresh(self, connection_id: ConnectionId, token: str) -> int:
         return NOW_MS + 3_600_000
@@ -263,8 +266,8 @@ class FakeSessions:
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
         self.told.append((user_id, event, dict(payload)))
 
-    def put_out(self, name: DocName, user_id: UserId) -> None:
-        self.out.append((name, user_id))
+    def is_here(self, connection_id: ConnectionId) -> bool:
+        return True
 
 
 @dataclass

@@ -297,6 +297,8 @@ class Laptop(Device):
         """Connecting has synced both ways already."""
 
     async def work(self) -> None:
+        if not self.replica.is_connected:
+            raise Lost  # what is edited now would be sent with the next sync, and acked by nobody
         for _ in range(self.random.randint(1, PIPELINE)):
             edit = Edit(f"{self.name}-{len(self.edits)}")
             self.edits.append(edit)

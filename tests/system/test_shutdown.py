@@ -88,7 +88,7 @@ async def test_sigterm_in_the_middle_of_edits_loses_nothing_that_was_acked(tmp_p
 
         async def write_sets() -> None:
             number = 0
-            while True:
+            while laptop.is_connected:  # else it would go on without the server, and for ever
                 number += 1
                 laptop.map("sets")[f"y{number}"] = Map(
                     {
@@ -102,6 +102,7 @@ async def test_sigterm_in_the_middle_of_edits_loses_nothing_that_was_acked(tmp_p
                 )
                 await laptop.settled()
                 acked.append(f"y{number}")
+            raise Lost
 
         async with closing(phone, polling, laptop):
             await phone.connect()

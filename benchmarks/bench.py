@@ -1,0 +1,658 @@
+#!/usr/bin/env python3
+"""Measure RepSync and its peers side by side; see README.md in this folder.
+
+Everything that is built, installed or written goes to `.bench/` in the project's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import updates
+from server.replay.devices import EventClient
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ROOT / "benchmarks"
+OUT = ROOT / ".bench"
+LOADGEN = OUT / "loadgen"
+FLEET, SEED = OUT / "fleet.upd", OUT / "seed.upd"
+
+OURS = "repsync"
+SEED_SETS = 300
+START_TIMEOUT_S = 30.0
+MAX_P99_MS = 250.0
+"""Above this, a rate is too high (W4)."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    folder: str
+    script: str
+    package: str
+    """What its version is looked up by."""
+    options: tuple[str, ...]
+
+
+Y_SOCKET_IO = (
+    *("--dialect", "sio"),
+    *("--namespace-template", "/yjs|{room}"),
+    *("--join-event", "sync-step-1", "--join-arg-template", "{bin}", "--join-wait", "ack"),
+    *("--update-event", "sync-update", "--update-args-template", "{bin}"),
+    *("--deliver-event", "sync-update"),
+)
+
+PEERS = {
+    "hocuspocus": Peer(
+        "hocuspocus", "server.mjs", "@hocuspocus/server", ("--dialect", "hocuspocus")
+    ),
+    "y-websocket": Peer("y-websocket", "server.mjs", "@y/websocket-server", ("--dialect", "yws")),
+    "y-socket.io": Peer("socket-io", "y-socket-io.mjs", "y-socket.io", Y_SOCKET_IO),
+    "socket.io+yjs": Peer("socket-io", "by-hand.mjs", "socket.io", ("--dialect", "sio")),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What RepSync promises: `value` of the best peer's where `of_best`, else in itself."""
+
+    key: str
+    value: float
+    of_best: bool = False
+    at_least: bool = False
+
+    def limit(self, best: float | None) -> float | None:
+        if not self.of_best:
+            return self.value
+        return None if best is None else self.value * best
+
+    def holds(self, ours: float, best: float | None) -> bool | None:
+        limit = self.limit(best)
+        if limit is None:
+            return None
+        return ours >= limit if self.at_least else ours <= limit
+
+
+@dataclass(frozen=True)
+class Workload:
+    title: str
+    rooms: int
+    members: int
+    rate: int
+    """Updates per second, of all rooms together."""
+    duration_s: float
+    quick_s: float
+    targets: tuple[Target, ...]
+    options: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ("us_per_deliv", "p50_ms", "p99_ms")
+
+    @property
+    def is_search(self) -> bool:
+        return "max_deliv_per_s" in self.columns
+
+
+WORKLOADS = {
+    "W1": Workload(
+        "40 rooms of 25, 400 updates/s",
+        *(40, 25, 400, 12, 4),
+        (Target("us_per_deliv", 0.9, of_best=True), Target("p99_ms", 10)),
+    ),
+    "W2": Workload(
+        "500 rooms of 3, 1,000 updates/s",
+        *(500, 3, 1_000, 12, 4),
+        (Target("us_per_deliv", 1.0, of_best=True), Target("p99_ms", 10)),
+    ),
+    "W3": Workload(
+        "1 room of 1,000, 10 updates/s",
+        *(1, 1_000, 10, 12, 4),
+        (Target("us_per_deliv", 0.8, of_best=True), Target("p50_ms", 8)),
+    ),
+    "W4": Workload(
+        "40 rooms of 25, as many as go",
+        *(40, 25, 0, 8, 4),
+        (Target("max_deliv_per_s", 1.2, of_best=True, at_least=True),),
+        ("--drain", "4"),
+        ("max_deliv_per_s", "us_per_deliv", "p99_ms"),
+    ),
+    "W5": Workload(
+        "3,000 idle connections in 1,000 rooms",
+        *(1_000, 3, 0, 3, 1),
+        (Target("kb_per_conn", 20),),
+        columns=("kb_per_conn", "rss_before_mb"),
+    ),
+    "W6": Workload(
+        f"1,000 joins of a document of {SEED_SETS} sets, 100 at once",
+        *(40, 25, 0, 0.1, 0.1),
+        (Target("connect_cpu_s", 1.0, of_best=True),),
+        ("--seed", str(SEED), "--inflight", "100"),
+        ("connect_s", "connect_cpu_s", "connect_p50_ms"),
+    ),
+}
+
+COLUMNS = {
+    "us_per_deliv": "CPU µs/delivery",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "max_deliv_per_s": "deliveries/s",
+    "kb_per_conn": "KB/connection",
+    "rss_before_mb": "empty server MB",
+    "connect_s": "wall s",
+    "connect_cpu_s": "CPU s",
+    "connect_p50_ms": "join p50 ms",
+}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- what must be there --------------------------------------------------------------------------
+
+
+def build() -> bool:
+    """Compile the load generator. Returns: whether there is one."""
+    if sys.platform != "linux":
+        say("the load generator needs Linux (epoll): nothing is measured")
+        return False
+    source = HERE / "loadgen.c"
+    if LOADGEN.exists() and LOADGEN.stat().st_mtime > source.stat().st_mtime:
+        return True
+    if shutil.which("gcc") is None:
+        say("gcc was not found, and there is no load without its generator: nothing is measured")
+        return False
+    built = subprocess.run(["gcc", "-O2", "-o", str(LOADGEN), str(source)], check=False)
+    if built.returncode:
+        say("loadgen.c cannot be compiled (it needs glibc 2.35 or newer): nothing is measured")
+    return built.returncode == 0
+
+
+def installed(names: Sequence[str]) -> list[str]:
+    """Install the peers into `.bench/peers`. Returns: those that can be run."""
+    if names and (shutil.which("node") is None or shutil.which("npm") is None):
+        say("Node.js with npm was not found: the peers are skipped")
+        return []
+    folders = {folder: _install(folder) for folder in {PEERS[name].folder for name in names}}
+    return [name for name in names if folders[PEERS[name].folder]]
+
+
+def _install(name: str) -> bool:
+    source, folder = HERE / "peers" / name, OUT / "peers" / name
+    lock, stamp = source / "package-lock.json", folder / "node_modules" / ".stamp"
+    shutil.copytree(
+        source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules")
+    )
+    if stamp.exists() and stamp.read_text() == lock.read_text():
+        return True
+    say(f"installing the peer {name}")
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    if subprocess.run(command, cwd=folder, check=False).returncode:
+        say(f"npm could not install {name}: it is skipped")
+        return False
+    stamp.write_text(lock.read_text())
+    return True
+
+
+def pinned(index: int) -> list[str]:
+    """What keeps a process on one core: the server on the first, the load on the second."""
+    cores = sorted(os.sched_getaffinity(0))
+    if shutil.which("taskset") is None or len(cores) < 2:
+        return []
+    return ["taskset", "-c", str(cores[index])]
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    found = {"python": platform.python_version(), "kernel": platform.release()}
+    if names:
+        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+        found["node"] = node.stdout.strip().removeprefix("v")
+    for name in names:
+        modules = OUT / "peers" / PEERS[name].folder / "node_modules"
+        for package in (PEERS[name].package, "yjs"):
+            manifest = modules / package / "package.json"
+            found[package] = json.loads(manifest.read_text())["version"]
+    return found
+
+
+# -- servers -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Documents:
+    """A data folder with the documents that the load is for, copied for each run."""
+
+    folder: Path
+    token: str = field(repr=False)
+
+
+def our_environment(data: Path, port: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "DATA_DIR": str(data),
+        "PORT": str(port),
+        "LOG_LEVEL": "WARNING",
+        "MAX_SESSIONS_PER_USER": "20000",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], port: int, name: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server on the first core, for as long as the block runs."""
+    with (OUT / f"log.{name}").open("wb") as log:
+        server = subprocess.Popen(
+            [*pinned(0), *command], cwd=folder, env=dict(environment), stdout=log, stderr=log
+        )
+        try:
+            _wait_until_it_listens(server, port, name)
+            yield server
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait_until_it_listens(server: subprocess.Popen[bytes], port: int, name: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"{name} did not start; see {OUT / f'log.{name}'}")
+
+
+def make_documents(folder: Path, count: int) -> Documents:
+    """Create the workouts room-0, room-1, ... with their exercises, through the server itself."""
+    port = free_port()
+    environment = our_environment(folder, port)
+    with running([sys.executable, "-m", "server"], ROOT, environment, port, "documents"):
+        signed = subprocess.run(
+            [sys.executable, "-m", "server", "token", "--user", updates.USER],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        token = signed.stdout.strip()
+        asyncio.run(_create(f"http://127.0.0.1:{port}", token, count))
+    return Documents(folder, token)
+
+
+async def _create(url: str, token: str, count: int) -> None:
+    client = await EventClient(url, token).connect()
+    at_once = asyncio.Semaphore(50)
+
+    async def create(number: int) -> None:
+        workout_id = f"room-{number}"
+        async with at_once:
+            await client.do("workout:create", {"workout_id": workout_id, "mode": "group"})
+            for exercise in updates.EXERCISES:
+                await client.do(
+                    "workout:exercise:add",
+                    {
+                        "workout_id": workout_id,
+                        "exercise_id": exercise,
+                        "exercise": {"name": exercise.replace("-", " ")},
+                    },
+                )
+
+    try:
+        await asyncio.gather(*(create(number) for number in range(count)))
+    finally:
+        await client.close()
+
+
+# -- one run -------------------------------------------------------------------------------------
+
+
+def measure(
+    name: str,
+    workload: Workload,
+    documents: Documents,
+    *,
+    rate: int,
+    duration_s: float,
+    profile: Mapping[str, str] | None = None,
+) -> Result:
+    """Start a fresh server, put the load on it, and stop it. Returns: what the load saw."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        if name == OURS:
+            # Beside the project, not in /tmp: that may be memory, where fsync costs nothing.
+            data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=OUT)))
+            shutil.copytree(documents.folder, data, dirs_exist_ok=True)
+            environment = {**our_environment(data, port), **(profile or {})}
+            serve = ["-m", "server"] if profile is None else [str(HERE / "profiled.py")]
+            command, folder = [sys.executable, *serve], ROOT
+            options = (
+                *Y_SOCKET_IO,
+                *("--auth", json.dumps({"token": documents.token}, separators=(",", ":"))),
+                *("--room-template", "workout:room-%d"),
+            )
+        else:
+            peer = PEERS[name]
+            folder, options = OUT / "peers" / peer.folder, peer.options
+            environment = {**os.environ, "PORT": str(port), "NODE_ENV": "production"}
+            command = ["node", str(folder / peer.script)]
+        server = stack.enter_context(running(command, folder, environment, port, name))
+        time.sleep(1)  # let it settle after its start
+        load = [
+            *(*pinned(1), str(LOADGEN), "--label", name, "--port", str(port)),
+            *("--pid", str(server.pid), "--notify", "0" if profile is None else "1"),
+            *("--updates", str(FLEET), *options),
+            *("--rooms", str(workload.rooms), "--members", str(workload.members)),
+            *("--rate", str(rate), "--duration", str(duration_s), *workload.options),
+        ]
+        done = subprocess.run(load, capture_output=True, text=True, timeout=300, check=False)
+        if server.poll() is not None:
+            say(f"{name} ended during the run; see {OUT / f'log.{name}'}")
+    if not done.stdout.startswith("{"):
+        return {"label": name, "error": done.stderr.strip()[-500:] or "no result"}
+    result: Result = json.loads(done.stdout)
+    if complaint := fault_in(result):
+        result["fault"] = f"{complaint} {done.stderr.strip()[-300:]}".strip()
+    return result
+
+
+def fault_in(result: Result) -> str | None:
+    """Why a run is no measurement: something did not arrive, or somebody was thrown out."""
+    if result["ready"] < result["conns"]:
+        return f"only {result['ready']} of {result['conns']} clients joined"
+    if result["delivered"] != result["expected"]:
+        return f"{result['delivered']} of {result['expected']} deliveries"
+    for key in ("gaps", "dups", "proto_err", "closed"):
+        if result[key]:
+            return f"{key}: {result[key]}"
+    return None
+
+
+def search(workload: Workload, first: int, run: Callable[[int], Result]) -> Result:
+    """The highest rate at which everything arrives and p99 stays below the limit."""
+    good, bad, rate = 0, 0, first
+    best: Result = {}
+    for _ in range(6):
+        result = run(rate)
+        per_s = rate * (workload.members - 1)
+        arrived = "error" not in result and "fault" not in result
+        if arrived and result["p99_ms"] < MAX_P99_MS and result["deliv_per_s"] > 0.97 * per_s:
+            good, best = rate, {**result, "max_deliv_per_s": per_s}
+        else:
+            bad = rate
+        if good and bad and bad - good < 0.08 * good:
+            break
+        rate = (good + bad) // 2 if good and bad else int(good * 1.3) if good else bad // 2
+    return best or {"error": "no rate was low enough"}
+
+
+# -- all runs ------------------------------------------------------------------------------------
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace, names: Sequence[str], data: Documents):
+        self._arguments = arguments
+        self._names = names
+        self._documents = data
+        self._versions = versions([name for name in names if name != OURS])
+        self.results: dict[tuple[str, str], list[Result]] = {}
+
+    def run_all(self) -> None:
+        for code in self._arguments.workloads:
+            if WORKLOADS[code].is_search:
+                for name in self._names:
+                    self._keep(code, name, self._search(code, name))
+                continue
+            for number in range(self._arguments.runs):
+                for name in self._names:
+                    self._keep(code, name, self._once(code, name), number)
+
+    def _once(self, code: str, name: str, rate: int | None = None) -> Result:
+        workload = WORKLOADS[code]
+        return measure(
+            name,
+            workload,
+            self._documents,
+            rate=workload.rate if rate is None else rate,
+            duration_s=duration(self._arguments, workload),
+        )
+
+    def _search(self, code: str, name: str) -> Result:
+        known = self.median("W1", name, "us_per_deliv")
+        if known is None:
+            known = self._once("W1", name).get("us_per_deliv")
+        if not known:
+            return {"error": "W1 cannot be run, so there is no rate to begin with"}
+        workload = WORKLOADS[code]
+        # A delivery gets cheaper under load: begin a bit above what W1's cost allows.
+        first = max(200, int(0.85e6 / known / (workload.members - 1)))
+
+        def run(rate: int) -> Result:
+            result = self._once(code, name, rate)
+            say(f"  {name} at {rate} updates/s: {brief(result, ('deliv_per_s', 'p99_ms'))}")
+            return result
+
+        return search(workload, first, run)
+
+    def _keep(self, code: str, name: str, result: Result, number: int = 0) -> None:
+        say(f"{code} {name}: {brief(result, WORKLOADS[code].columns)}")
+        line = {
+            "workload": code,
+            "server": name,
+            "run": number,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "load": os.getloadavg()[0],
+            "versions": self._versions,
+            **result,
+        }
+        with (OUT / "results.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.results.setdefault((code, name), []).append(result)
+
+    def median(self, code: str, name: str, key: str) -> float | None:
+        values = self._values(code, name, key)
+        return statistics.median(values) if values else None
+
+    def _values(self, code: str, name: str, key: str) -> list[float]:
+        results = self.results.get((code, name), ())
+        return [result[key] for result in results if "fault" not in result and key in result]
+
+    def table(self) -> str:
+        """The medians and the targets, as Markdown."""
+        lines = []
+        for code in self._arguments.workloads:
+            workload = WORKLOADS[code]
+            keys = workload.columns
+            lines += ["", f"**{code}**: {workload.title}", ""]
+            lines.append("| | " + " | ".join(COLUMNS[key] for key in keys) + " |")
+            lines.append("|---|" + "---|" * len(keys))
+            for name in self._names:
+                cells = [self._cell(code, name, key) for key in keys]
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append("")
+            lines += [self._verdict(code, target) for target in workload.targets]
+        return "\n".join(lines).strip()
+
+    def _cell(self, code: str, name: str, key: str) -> str:
+        values = self._values(code, name, key)
+        if not values:
+            return "–"
+        text = number_text(statistics.median(values))
+        if len(values) > 1:
+            text += f" ({number_text(min(values))} to {number_text(max(values))})"
+        return text
+
+    def _verdict(self, code: str, target: Target) -> str:
+        what = COLUMNS[target.key]
+        ours = self.median(code, OURS, target.key)
+        peers = {
+            name: value
+            for name in self._names
+            if name != OURS and (value := self.median(code, name, target.key)) is not None
+        }
+        choose = max if target.at_least else min
+        best_name = choose(peers, key=lambda name: peers[name]) if peers else None
+        best = peers[best_name] if best_name else None
+        sign = "≥" if target.at_least else "≤"
+        promise = f"{sign} {target.value:g}" + (" × best peer" if target.of_best else "")
+        ratio = f", {ours / best:.2f} × {best_name}" if ours and best else ""
+        if ours is None:
+            return f"- {what} {promise}: not measured"
+        holds = target.holds(ours, best)
+        verdict = "no peer to compare with" if holds is None else "held" if holds else "MISSED"
+        return f"- {what} {promise}: {verdict} ({number_text(ours)}{ratio})"
+
+    def profile(self) -> None:
+        """Where our CPU time goes, by thread and by function, in runs of their own."""
+        for code in self._arguments.workloads:
+            workload = WORKLOADS[code]
+            if not workload.rate:
+                continue
+            path = OUT / f"profile.{code}.json"
+            for functions in ("0", "1"):
+                path.unlink(missing_ok=True)
+                result = measure(
+                    OURS,
+                    workload,
+                    self._documents,
+                    rate=workload.rate,
+                    duration_s=duration(self._arguments, workload),
+                    profile={"PROFILE_OUT": str(path), "PROFILE_FUNCTIONS": functions},
+                )
+                if "error" in result or not path.exists():
+                    print(f"\n{code}: no profile ({result.get('error', 'the server left none')})")
+                    break
+                print("\n" + profile_text(code, result, json.loads(path.read_text())))
+
+
+def profile_text(code: str, result: Result, found: dict[str, Any]) -> str:
+    count, sent = result["delivered"] or 1, result["sent"] or 1
+    functions = found.get("functions")
+    if functions is None:
+        loop, others = found["loop_cpu_s"] * 1e6, found["other_threads_cpu_s"] * 1e6
+        system = result["sys_s"] * 1e6
+        return (
+            f"{code} CPU by thread: event loop {loop / count:.1f} µs/delivery"
+            f" ({loop / sent:.0f} µs/update), log's writer {others / count:.1f}"
+            f" ({others / sent:.0f}); in the kernel {system / count:.1f} of both"
+        )
+    lines = [f"{code} event loop by own time, µs per update (inflated by cProfile)", ""]
+    lines += ["| own | with callees | calls per update | function |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['own_s'] * 1e6 / sent:.1f} | {row['total_s'] * 1e6 / sent:.1f}"
+        f" | {row['calls'] / sent:.2f} | `{row['function'].replace('|', '¦')}` |"
+        for row in functions[:30]
+    ]
+    return "\n".join(lines)
+
+
+def duration(arguments: argparse.Namespace, workload: Workload) -> float:
+    if arguments.duration is not None and workload.duration_s > 1:
+        return float(arguments.duration)
+    return workload.quick_s if arguments.quick else workload.duration_s
+
+
+def brief(result: Result, keys: Sequence[str]) -> str:
+    if "error" in result:
+        return f"failed: {result['error']}"
+    text = ", ".join(f"{COLUMNS.get(key, key)} {number_text(result[key])}" for key in keys)
+    return f"{text}  NOT COUNTED: {result['fault']}" if "fault" in result else text
+
+
+def number_text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _chosen(known: Mapping[str, Any]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name}: choose from {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, prog="bench.py")
+    parser.add_argument(
+        "--workloads",
+        type=_chosen(WORKLOADS),
+        default=list(WORKLOADS),
+        metavar="W1,W2",
+        help="; ".join(f"{code}: {workload.title}" for code, workload in WORKLOADS.items()),
+    )
+    parser.add_argument(
+        "--peers",
+        type=_chosen(PEERS),
+        default=list(PEERS),
+        metavar="A,B",
+        help=f"from {', '.join(PEERS)}; empty for none",
+    )
+    parser.add_argument("--runs", type=int, help="how often, side by side (default: 3)")
+    parser.add_argument("--duration", type=float, metavar="S", help="of the load of each run")
+    parser.add_argument("--quick", action="store_true", help="one short run of each: a smoke test")
+    parser.add_argument("--profile", action="store_true", help="also profile RepSync (W1 to W3)")
+    arguments = parser.parse_args(argv)
+    if arguments.runs is None:
+        arguments.runs = 1 if arguments.quick else 3
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    OUT.mkdir(exist_ok=True)
+    if not build():
+        return 1
+    if not pinned(0):
+        say("taskset or a second core is missing: server and load share what there is")
+    names = [OURS, *installed(arguments.peers)]
+    longest_s = max(duration(arguments, WORKLOADS[code]) for code in arguments.workloads)
+    updates.write(FLEET, writers=25, each=max(200, int(40 * longest_s)))
+    updates.write_seed(SEED, sets=SEED_SETS)
+    say(f"load average {os.getloadavg()[0]:.2f} of {os.cpu_count()} cores before the first run")
+    with tempfile.TemporaryDirectory(prefix="documents-", dir=OUT) as folder:
+        most = max(WORKLOADS[code].rooms for code in arguments.workloads)
+        bench = Bench(arguments, names, make_documents(Path(folder), most))
+        bench.run_all()
+        print("\n" + bench.table())
+        if arguments.profile:
+            bench.profile()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
