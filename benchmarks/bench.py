@@ -404,17 +404,17 @@ def search(workload: Workload, first: int, run: Callable[[int], Result]) -> Resu
     """The highest rate at which everything arrives and p99 stays below the limit."""
     good, bad, rate = 0, 0, first
     best: Result = {}
-    for _ in range(6):
+    for _ in range(8):
         result = run(rate)
         per_s = rate * (workload.members - 1)
         arrived = "error" not in result and "fault" not in result
-        if arrived and result["p99_ms"] < MAX_P99_MS and result["deliv_per_s"] > 0.97 * per_s:
+        if arrived and result["p99_ms"] < MAX_P99_MS and result["deliv_per_s"] > 0.95 * per_s:
             good, best = rate, {**result, "max_deliv_per_s": per_s}
         else:
             bad = rate
         if good and bad and bad - good < 0.08 * good:
             break
-        rate = (good + bad) // 2 if good and bad else int(good * 1.3) if good else bad // 2
+        rate = (good + bad) // 2 if good and bad else int(good * 1.5) if good else bad // 2
     return best or {"error": "no rate was low enough"}
 
 

@@ -230,15 +230,13 @@ class Room:
         changes, self._waiting = self._waiting, []
         updates = [change.update for change in changes if change.update is not None]
         update = updates[0] if len(updates) == 1 else merge_updates(*updates) if updates else None
-        summary = self._summary_of(self._head_view)
         append = Append(
             self.name,
             update,
             tuple(change.entry for change in changes),
-            summary if summary != self._listed_as else None,
+            self._new_summary(changes),
             creates=not self._exists,
         )
-        self._listed_as = summary
         self._in_flight = Batch(append, changes)
         return self._in_flight
 
@@ -305,6 +303,18 @@ class Room:
             self._names[member.user_id] = member.name
         else:
             self.members.pop(member.user_id, None)
+
+    def _new_summary(self, changes: Sequence[Change]) -> Summary | None:
+        """The document's summary, if these changes make it another one."""
+        if self._exists and not any(
+            root == "meta" for change in changes for root, _ in change.delta
+        ):
+            return None
+        summary = self._summary_of(self._head_view)
+        if summary == self._listed_as:
+            return None
+        self._listed_as = summary
+        return summary
 
     def _summary_of(self, view: View) -> Summary:
         meta = view["meta"]

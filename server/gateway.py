@@ -422,17 +422,18 @@ class Gateway:
             self._answer(ack, {"ok": False, "error": INTERNAL})
             return
         self._count("sync-update", "ok")
+        if ack is None:
+            return  # should it fail, the room's sync-reset tells
         if stored.done():
             self._on_stored(session, name, ack, stored)
         else:
             stored.add_done_callback(partial(self._on_stored, session, name, ack))
 
     def _on_stored(
-        self, session: Session, name: DocName, ack: Ack | None, stored: asyncio.Future[Stored]
+        self, session: Session, name: DocName, ack: Ack, stored: asyncio.Future[Stored]
     ) -> None:
         error = stored.exception()
         if isinstance(error, RepSyncError):
-            # The room's sync-reset tells those who asked for no ack.
             self._answer(ack, {"ok": False, "error": error.to_wire()})
         elif error is not None:
             self._answer(ack, {"ok": False, "error": INTERNAL})

@@ -1,8 +1,8 @@
 """The embedded store: one SQLite file, one writer thread, group commit.
 
 Whatever the rooms ask for while a commit is being synced to the disk goes into the next one, so
-under load one fsync carries the appends of many rooms, and an idle server waits for nobody. Each
-job has a savepoint of its own: one that fails takes nothing else with it. Reads have a thread and
+under load one fsync carries the appends of many rooms, and an idle server waits for nobody. A job
+that fails takes nothing else with it. Reads have a thread and
 a connection of their own; WAL lets them run beside the writer.
 """
 
@@ -38,6 +38,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 ANSWERS_KEPT_S = 7 * 86_400
 MAX_VALUE = 2**53
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class StorageError(Exception):
@@ -232,8 +234,17 @@ class SqliteStore:
         started = time.perf_counter()
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            for job in group:
-                self._try(job)
+            try:
+                for job in group:
+                    job.result = job.work(self._db)
+            except sqlite3.OperationalError:
+                raise  # full, locked, failing: it is no job's fault
+            except Exception:
+                # One of them cannot be done. Begin again, each under a savepoint of its own.
+                self._db.execute("ROLLBACK")
+                self._db.execute("BEGIN IMMEDIATE")
+                for job in group:
+                    self._try(job)
             self._purge_answers()
             self._db.execute("COMMIT")
         except sqlite3.Error as exc:
@@ -255,7 +266,7 @@ class SqliteStore:
         try:
             job.result = job.work(self._db)
         except sqlite3.OperationalError:
-            raise  # full, locked, failing: it is not this job's fault
+            raise
         except Exception as exc:
             self._db.execute("ROLLBACK TO job")
             job.error = exc
@@ -378,7 +389,7 @@ def _append(db: sqlite3.Connection, batch: Append) -> Stored:
     (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
     if batch.update is not None:
         seq += 1
-        entries = json.dumps([_who(entry) for entry in batch.entries], separators=(",", ":"))
+        entries = _to_json([_who(entry) for entry in batch.entries])
         db.execute(
             "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
             (doc, seq, batch.update, zlib.crc32(batch.update), entries),
@@ -401,7 +412,7 @@ def _append(db: sqlite3.Connection, batch: Append) -> Stored:
                 (
                     entry.author.user_id,
                     entry.op_id,
-                    json.dumps(entry.answer(stored.of(index)), separators=(",", ":")),
+                    _to_json(entry.answer(stored.of(index))),
                     entry.at_ms,
                 ),
             )

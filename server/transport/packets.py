@@ -69,7 +69,7 @@ class Packet(socketio.packet.Packet):
             raise PacketError("malformed packet") from exc
         count = packet.attachment_count
         is_binary = packet.packet_type in _CONTINUES
-        if is_binary != (0 < count <= MAX_ATTACHMENTS):
+        if is_binary != (count > 0) or count > MAX_ATTACHMENTS:
             raise PacketError(f"a packet of type {packet.packet_type} with {count} attachments")
         if packet.id is not None and not 0 <= packet.id < MAX_ACK_ID:
             raise PacketError("an ack id out of range")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -109,7 +110,8 @@ async def stock(**options: Any) -> AsyncIterator[Stock]:
         try:
             yield Stock(url, sio)
         finally:
-            await sio.shutdown()
+            if sio.eio.service_task_handle is not None:
+                await sio.shutdown()
             for connection in list(sio.eio.sockets.values()):
                 connection.closed = True
             left = asyncio.all_tasks() - before
@@ -147,7 +149,7 @@ class Poller:
         async with self.session.get(self._url) as response:
             text = await response.text()
         assert text[0] == "0", text
-        opening: dict[str, Any] = aiohttp.helpers.json.loads(text[1:])
+        opening: dict[str, Any] = json.loads(text[1:])
         self.sid = opening["sid"]
         return opening
 
