@@ -49,9 +49,12 @@ fmt: setup ## Format the code and mend what can be mended
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
-.PHONY: bench
+.PHONY: bench soak
 bench: $(RUN_DEPS) ## Measure speed and memory beside other servers; ARGS="--quick" for a short look
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+soak: setup ## Ten minutes of joins, edits, drops and errors, then everything back where it was
+	@SOAK_S=600 $(PY) -m pytest -n 0 tests/system/test_soak.py
 
 lock: setup ## Write the lock files from pyproject.toml; ARGS=--upgrade takes newer versions
 	$(UV_COMPILE) $(ARGS) --output-file requirements.txt
