@@ -9,121 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from crdt.access import Member, Right, User
-from crdt.errors import Conflict, Forbidden, NotFound, Unavailable
-from crdt.ids import ConnectionId, DocName, UserId
+from crdt.access import Member, User
+from crdt.errors import Conflict, NotFound, Unavailable
+from crdt.ids import ConnectionId, DocName
+from crdt.live import Connection, LiveRoom
 from crdt.ports import Answer, Author, Clock, Outlet, Store, Stored
-from crdt.presence import Presence
 from crdt.replica import Write
 from crdt.room import Batch, Change, Room
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """A socket that joined a room: as a Yjs client (`document`) or for the JSON events."""
-
-    id: ConnectionId
-    user: User
-    device: dict[str, str]
-    document: bool
-
-    def author(self) -> Author:
-        return Author(self.user.id, self.user.name, self.device["id"], self.id)
-
-
-@dataclass(slots=True)
-class LiveRoom:
-    """A room with the sockets in it. Only the hub changes it."""
-
-    name: DocName
-    room: Room
-    presence: Presence = field(default_factory=Presence)
-    connections: dict[ConnectionId, Connection] = field(default_factory=dict)
-    readers: dict[ConnectionId, None] = field(default_factory=dict)
-    """Those of the connections that get the document's updates."""
-    listeners: dict[ConnectionId, None] = field(default_factory=dict)
-    """Those that get the JSON events."""
-    sockets_of: Counter[UserId] = field(default_factory=Counter)
-    leases: int = 0
-    waiters: list[asyncio.Future[Stored]] = field(default_factory=list)
-    """Who waits for the changes that were admitted, in the order of the changes."""
-    append: asyncio.Future[Stored] | asyncio.Handle | None = None
-    """The append under way, or the one that starts when this turn of the loop is over."""
-    idle: asyncio.TimerHandle | None = None
-    is_dropped: bool = False
-    """Whether the room was given up after a failed append; who still holds it must ask again."""
-
-    def enter(self, connection: Connection) -> bool:
-        """Returns: whether it is the user's first socket here."""
-        if connection.id in self.connections:
-            return False
-        self.connections[connection.id] = connection
-        (self.readers if connection.document else self.listeners)[connection.id] = None
-        self.sockets_of[connection.user.id] += 1
-        return self.sockets_of[connection.user.id] == 1
-
-    def exit(self, connection: Connection) -> bool:
-        """Returns: whether it was the user's last socket here."""
-        del self.connections[connection.id]
-        del (self.readers if connection.document else self.listeners)[connection.id]
-        self.sockets_of[connection.user.id] -= 1
-        if not self.sockets_of[connection.user.id]:
-            del self.sockets_of[connection.user.id]
-            return True
-        return False
-
-    def demand(self, user: User, right: Right) -> None:
-        """Raises Forbidden unless the user has this right to the document."""
-        if right not in self.room.rights(user):
-            raise Forbidden(f"you may not do this with {self.name}")
-
-    def members(self) -> list[dict[str, Any]]:
-        """Who belongs to the document, and with which devices they are here now."""
-        devices: dict[UserId, dict[str, dict[str, str]]] = {}
-        for connection in self.connections.values():
-            devices.setdefault(connection.user.id, {})[connection.device["id"]] = connection.device
-        shown = [
-            {
-                "user": {"id": member.user_id, "name": member.name},
-                "role": member.role,
-                "devices": list(devices.get(member.user_id, {}).values()),
-                "online": member.user_id in devices,
-            }
-            for member in self.room.members.values()
-        ]
-        visitors = {
-            connection.user.id: connection.user
-            for connection in self.connections.values()
-            if connection.user.id not in self.room.members
-        }
-        shown += [
-            {
-                "user": user.to_wire(),
-                "role": "spectator",
-                "devices": list(devices[id_].values()),
-                "online": True,
-            }
-            for id_, user in visitors.items()
-        ]
-        return shown
-
-    def snapshot(self, now_ms: int) -> dict[str, Any]:
-        return self.room.snapshot(members=self.members(), now_ms=now_ms)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.connections and not self.leases and not self.waiters
 
 
 class RoomHub:

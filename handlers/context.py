@@ -11,8 +11,9 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from crdt.access import Member, Right, User
-from crdt.hub import Connection, LiveRoom, RoomHub
+from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName, UserId
+from crdt.live import Connection, LiveRoom
 from crdt.ports import Answer, Author, Clock, Store, Stored
 from crdt.replica import Write
 

@@ -10,8 +10,8 @@ from pydantic import Field
 from crdt import ids, workout
 from crdt.access import Member, Right
 from crdt.errors import Conflict, Forbidden
-from crdt.hub import LiveRoom
 from crdt.ids import UserId
+from crdt.live import LiveRoom
 from crdt.ports import Answer, Summary
 from crdt.replica import Put, Write
 from crdt.schema import Id, Mode, Title, Visibility

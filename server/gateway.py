@@ -30,8 +30,9 @@ from crdt.errors import (
     Unavailable,
     Unsynced,
 )
-from crdt.hub import Connection, LiveRoom, RoomHub
+from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName, UserId
+from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed, Durability, Stored
 from crdt.wire import MAX_STATE_BYTES
 from handlers.context import Caller, Services

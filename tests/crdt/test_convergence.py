@@ -18,8 +18,8 @@ from pycrdt import Map, Text, merge_updates
 
 from crdt import ids
 from crdt.errors import Forbidden, Invalid, RepSyncError, Unavailable, Unsynced
-from crdt.hub import Connection
 from crdt.ids import DocKind, DocName
+from crdt.live import Connection
 from crdt.ports import Committed, Stored
 from crdt.replica import Replica
 from crdt.room import Room

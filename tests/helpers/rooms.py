@@ -12,8 +12,9 @@ from typing import Any
 from crdt import ids, workout
 from crdt.access import Member, User
 from crdt.events import DomainEvent
-from crdt.hub import Connection, LiveRoom, RoomHub
+from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocKind, DocName, UserId
+from crdt.live import Connection, LiveRoom
 from crdt.memory import MemoryStore
 from crdt.ports import Answer, Author, Committed, Entry, Stored
 from crdt.replica import Put, Write

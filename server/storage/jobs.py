@@ -1,0 +1,232 @@
+"""What the embedded store does with its database: each function runs inside a transaction."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import zlib
+from typing import Any
+
+from crdt.access import Member
+from crdt.errors import Conflict, Unavailable
+from crdt.ids import DocKind, DocName, UserId
+from crdt.ports import Append, Entry, Loaded, Stored, Summary
+from crdt.records import Award, Score
+
+log = logging.getLogger(__name__)
+
+MAX_VALUE = 2**53
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
+    key = (str(doc),)
+    db.execute("BEGIN")  # one state of the database for all four reads
+    try:
+        row = db.execute("SELECT * FROM documents WHERE doc = ?", key).fetchone()
+        if row is None:
+            return None
+        if row["snapshot"] is not None:
+            _check(doc, row["snapshot_seq"], row["snapshot"], row["snapshot_crc"])
+        updates = []
+        seq = row["snapshot_seq"]
+        for entry in db.execute("SELECT seq, yjs, crc FROM log WHERE doc = ? ORDER BY seq", key):
+            seq = entry["seq"]
+            _check(doc, seq, entry["yjs"], entry["crc"])
+            updates.append(entry["yjs"])
+        members = {
+            UserId(member["user_id"]): Member(
+                UserId(member["user_id"]), member["role"], member["name"]
+            )
+            for member in db.execute("SELECT * FROM members WHERE doc = ?", key)
+        }
+        awards: dict[str, dict[str, Award]] = {}
+        for won in db.execute("SELECT * FROM awards WHERE doc = ?", key):
+            awards.setdefault(won["set_id"], {})[won["type"]] = Award(
+                won["set_id"],
+                UserId(won["user_id"]),
+                won["exercise"],
+                won["type"],
+                _whole(won["value"]),
+                None if won["previous"] is None else _whole(won["previous"]),
+            )
+    finally:
+        db.execute("COMMIT")
+    return Loaded(row["snapshot"], updates, seq, row["snapshot_seq"], members, awards)
+
+
+def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
+    if zlib.crc32(data) != crc:
+        log.error("a stored record is damaged", extra={"document": str(doc), "seq": seq})
+        raise Unavailable(f"{doc} is damaged in the store at position {seq}")
+
+
+def append(db: sqlite3.Connection, batch: Append) -> Stored:
+    doc = str(batch.doc)
+    if batch.summary is not None:
+        _list(db, batch, batch.summary)
+    (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
+    if batch.update is not None:
+        seq += 1
+        entries = _to_json([_who(entry) for entry in batch.entries])
+        db.execute(
+            "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+            (doc, seq, batch.update, zlib.crc32(batch.update), entries),
+        )
+    won: dict[str, dict[str, Award]] = {}
+    by_entry: list[dict[str, dict[str, Award]]] = []
+    for entry in batch.entries:
+        by_entry.append({})
+        for member in entry.members:
+            _set_member(db, doc, member)
+        for score in entry.scores:
+            for award in _keep_score(db, doc, score, entry.at_ms):
+                won.setdefault(award.set_id, {})[award.type] = award
+                by_entry[-1].setdefault(award.set_id, {})[award.type] = award
+    stored = Stored(seq, won, by_entry)
+    for index, entry in enumerate(batch.entries):
+        if entry.op_id is not None and entry.answer is not None:
+            db.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?)",
+                (
+                    entry.author.user_id,
+                    entry.op_id,
+                    _to_json(entry.answer(stored.of(index))),
+                    entry.at_ms,
+                ),
+            )
+    return stored
+
+
+_LAST_SEQ = """SELECT coalesce(
+    (SELECT max(seq) FROM log WHERE doc = ?1),
+    (SELECT snapshot_seq FROM documents WHERE doc = ?1)
+)"""
+
+
+def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
+    """Bring the document's row up to date, or make it."""
+    shown = (
+        summary.owner_id,
+        summary.title,
+        summary.status,
+        summary.mode,
+        summary.visibility,
+        summary.created_at,
+        summary.started_at,
+        summary.ended_at,
+        str(batch.doc),
+    )
+    if batch.creates:
+        try:
+            db.execute(
+                "INSERT INTO documents (owner_id, title, status, mode, visibility, created_at,"
+                " started_at, ended_at, doc, kind, listed_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*shown, batch.doc.kind.value, batch.entries[0].at_ms),
+            )
+        except sqlite3.IntegrityError as exc:
+            raise Conflict(f"{batch.doc} exists already") from exc
+    else:
+        db.execute(
+            "UPDATE documents SET owner_id = ?, title = ?, status = ?, mode = ?, visibility = ?,"
+            " created_at = ?, started_at = ?, ended_at = ? WHERE doc = ?",
+            shown,
+        )
+    if batch.doc.kind is DocKind.WORKOUT and summary.status in ("completed", "abandoned"):
+        db.execute(
+            "DELETE FROM active_workouts WHERE owner_id = ? AND workout_id = ?",
+            (summary.owner_id, batch.doc.id),
+        )
+
+
+def _who(entry: Entry) -> dict[str, Any]:
+    return {
+        "user_id": entry.author.user_id,
+        "device_id": entry.author.device_id,
+        "at_ms": entry.at_ms,
+        "event": entry.event,
+        "op_id": entry.op_id,
+    }
+
+
+def _set_member(db: sqlite3.Connection, doc: str, member: Member) -> None:
+    if member.role:
+        db.execute(
+            "INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?)",
+            (doc, member.user_id, member.role, member.name),
+        )
+    else:
+        db.execute("DELETE FROM members WHERE doc = ? AND user_id = ?", (doc, member.user_id))
+
+
+def _keep_score(db: sqlite3.Connection, doc: str, score: Score, at_ms: int) -> list[Award]:
+    """Note what a set is worth now. Returns: the records that it wins by that."""
+    who = (score.user_id, score.exercise)
+    db.execute(
+        "DELETE FROM scores WHERE user_id = ? AND exercise = ? AND doc = ? AND set_id = ?"
+        " AND type IN ('volume', 'weight', 'e1rm', 'reps', 'seconds')",
+        (*who, doc, score.set_id),
+    )
+    won: list[Award] = []
+    for type_, value in score.values.items():
+        if not 0 < value < MAX_VALUE:
+            continue
+        best = db.execute(
+            "SELECT max(value) AS value FROM scores"
+            " WHERE user_id = ? AND exercise = ? AND type = ?",
+            (*who, type_),
+        ).fetchone()["value"]
+        db.execute(
+            "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", (*who, type_, doc, score.set_id, value)
+        )
+        if best is not None and value <= best:
+            continue
+        given = db.execute(
+            "INSERT OR IGNORE INTO awards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (doc, score.set_id, type_, *who, value, best, at_ms),
+        )
+        if given.rowcount:
+            previous = None if best is None else _whole(best)
+            won.append(Award(score.set_id, *who, type_, _whole(value), previous))
+    return won
+
+
+def compact(db: sqlite3.Connection, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+    done = db.execute(
+        "UPDATE documents SET snapshot = ?, snapshot_crc = ?, snapshot_seq = ?"
+        " WHERE doc = ? AND snapshot_seq = ?",
+        (snapshot, zlib.crc32(snapshot), upto, str(doc), base),
+    )
+    if not done.rowcount:
+        return False
+    db.execute("DELETE FROM log WHERE doc = ? AND seq <= ?", (str(doc), upto))
+    return True
+
+
+def active_workout(db: sqlite3.Connection, owner_id: UserId) -> str | None:
+    row = db.execute(
+        "SELECT workout_id FROM active_workouts WHERE owner_id = ?", (owner_id,)
+    ).fetchone()
+    return str(row["workout_id"]) if row else None
+
+
+def summary_of(row: sqlite3.Row) -> Summary:
+    return Summary(
+        DocName.parse(row["doc"]),
+        UserId(row["owner_id"]),
+        row["title"],
+        row["status"],
+        row["mode"],
+        row["visibility"],
+        row["created_at"],
+        row["started_at"],
+        row["ended_at"],
+    )
+
+
+def _whole(value: float) -> float:
+    """SQLite hands out REAL as float; JSON shows 100, not 100.0."""
+    return int(value) if value == int(value) else value
