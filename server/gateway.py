@@ -1,4 +1,4 @@
-"""Between the sockets and the rooms: sessions, the JSON door `/`, the Yjs door `/yjs|<doc>`."""
+"""Between the sockets and the rooms: who is connected, with which token, and the JSON door `/`."""
 
 from __future__ import annotations
 
@@ -9,71 +9,36 @@ import random
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from prometheus_client import Counter as EventCounter
-from pycrdt import merge_updates
-
 from crdt.access import Right, User
 from crdt.errors import (
-    INTERNAL,
     Forbidden,
     Invalid,
     NotFound,
     RateLimited,
     RepSyncError,
     TokenExpired,
-    TooLarge,
-    Unavailable,
-    Unsynced,
 )
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom
-from crdt.ports import Committed, Durability, Stored
+from crdt.ports import Committed
 from crdt.wire import MAX_STATE_BYTES
-from handlers.context import Caller, Services
+from handlers.context import Services
 from handlers.registry import Registry
 from server.auth import Authenticator, Identity, is_text
+from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
 from server.metrics import Metrics
+from server.sessions import Session
 from server.settings import Settings
 from server.streams import StreamHub
 from server.transport.server import Ack, SocketServer
 
 log = logging.getLogger(__name__)
 
-DOCUMENT_PREFIX = "/yjs|"
 PROTOCOL_VERSION = 1
-
-
-@dataclass(slots=True)
-class Session:
-    """One client in one namespace, and the token that it holds."""
-
-    id: ConnectionId
-    namespace: str
-    user: User
-    device: dict[str, str]
-    token_digest: bytes
-    expires_at_s: float
-    document: DocName | None = None
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
-    missed: tuple[bytes, bytes] | None = None
-    """The first update that was left out because the client is slow, and the document's state
-    vector right after it: what the two together lack is all that it has missed."""
-    is_asked: bool = False
-    """Whether the client's answer to our own sync-step-1 is still to come."""
-
-    @property
-    def connection(self) -> Connection:
-        return Connection(self.id, self.user, self.device, document=self.document is not None)
-
-    @property
-    def caller(self) -> Caller:
-        return Caller(self.user, self.device, self.id)
 
 
 class Gateway:
@@ -98,7 +63,6 @@ class Gateway:
         self._sessions: dict[ConnectionId, Session] = {}
         self._by_user: dict[UserId, set[ConnectionId]] = {}
         self._session_counts: Counter[UserId] = Counter()
-        self._counters: dict[tuple[str, str], EventCounter] = {}
         self.limits = {
             "max_update_bytes": settings.max_update_bytes,
             "max_packet_bytes": max_packet_bytes(settings),
@@ -113,6 +77,14 @@ class Gateway:
         self._hub = hub
         self._services = services
         self._streams = streams
+        self._documents = DocumentDoor(
+            sockets,
+            hub,
+            self._metrics,
+            self._sessions,
+            max_update_bytes=self._settings.max_update_bytes,
+            durability=services.store.durability,
+        )
 
     @property
     def session_counts(self) -> dict[str, int]:
@@ -158,7 +130,7 @@ class Gateway:
         if session is None:
             return
         if session.document is not None:
-            await self._open_document(session, session.document)
+            await self._documents.enter(session, session.document)
             return
         self._by_user.setdefault(session.user.id, set()).add(session.id)
         active = await self._services.store.active_workout(session.user.id)
@@ -179,8 +151,9 @@ class Gateway:
         session = self._sessions.get(ConnectionId(sid))
         if session is None:
             return None
-        if session.document is not None and event in _DOCUMENT_EVENTS:
-            return _DOCUMENT_EVENTS[event](self, session, session.document, args, ack)
+        if session.document is not None and event in DOCUMENT_EVENTS:
+            self._documents.event(session, session.document, event, args, ack)
+            return None
         return self._dispatch(session, event, args, ack)
 
     async def _dispatch(
@@ -197,7 +170,7 @@ class Gateway:
             data = args[0] if args else {}
             answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
-        self._count(name, "ok" if answer["ok"] else answer["error"]["code"])
+        self._metrics.count_event(name, "ok" if answer["ok"] else answer["error"]["code"])
         self._metrics.ack_seconds.observe(time.perf_counter() - started)
         if ack is not None:
             ack(answer)
@@ -205,27 +178,11 @@ class Gateway:
             confirmed = {"subscribed": answer["subscribed"]}
             self._sockets.post("/", [session.id], "subscription:confirmed", confirmed)
 
-    def _count(self, event: str, code: str) -> None:
-        counter = self._counters.get((event, code))
-        if counter is None:
-            counter = self._counters[event, code] = self._metrics.events.labels(event, code)
-        counter.inc()
-
     def caught_up(self, sids: Iterable[str]) -> None:
-        """Give slow clients what was left out: one reset, and one update with all of it."""
         for sid in sids:
             session = self._sessions.get(ConnectionId(sid))
-            if session is None or session.missed is None or session.document is None:
-                continue
-            first, vector = session.missed
-            session.missed = None
-            live = self._hub.find(session.document)
-            if live is None:
-                continue
-            self._metrics.resets.labels("slow_reader").inc()
-            self._sockets.reply(session.namespace, sid, "sync-reset", {"reason": "slow_reader"})
-            everything = merge_updates(first, live.room.diff(vector))
-            self._sockets.reply(session.namespace, sid, "sync-update", everything)
+            if session is not None:
+                self._documents.caught_up(session)
 
     def announce_end(self) -> None:
         """Tell everybody that this server goes away, and each when to come back."""
@@ -250,7 +207,7 @@ class Gateway:
                 del self._by_user[session.user.id]
         self._streams.forget(session.id)
         for name in self._hub.joined(session.id):
-            self._leave(name, session.id)
+            self._documents.leave(name, session.id)
 
     # -- Outlet -----------------------------------------------------------------------------
 
@@ -259,7 +216,7 @@ class Gateway:
         if live is None:
             return
         if commit.update is not None and live.readers:
-            self._spread(live, commit.update, commit.sender)
+            self._documents.spread(live, commit.update, commit.sender)
         if live.listeners:
             for event in commit.events:
                 self._sockets.post("/", live.listeners, event.name, event.payload)
@@ -269,22 +226,12 @@ class Gateway:
             for connection in list(live.connections.values()):
                 self._put_out_unless_allowed(live, connection)
 
-    def _spread(self, live: LiveRoom, update: bytes, sender: ConnectionId | None) -> None:
-        missed_by = self._sockets.post_update(
-            DOCUMENT_PREFIX + str(live.name), live.readers, update, skip=sender
-        )
-        self._metrics.deliveries.inc(len(live.readers) - len(missed_by) - (sender in live.readers))
-        for sid in missed_by:
-            session = self._sessions.get(ConnectionId(sid))
-            if session is not None and session.missed is None:
-                session.missed = (update, live.room.state_vector())
-
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)
         for sid in live.readers if live else ():
             session = self._sessions.get(sid)
             if session is not None:
-                self._ask_to_sync(session, doc, reason)
+                self._documents.ask_to_sync(session, doc, reason)
 
     def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None:
         live = self._hub.find(doc)
@@ -352,153 +299,6 @@ class Gateway:
         self._sockets.post(session.namespace, [session.id], "auth:expired", error)
         self._sockets.cut(session.namespace, session.id)
 
-    # -- documents --------------------------------------------------------------------------
-
-    async def _open_document(self, session: Session, name: DocName) -> None:
-        async with self._hub.lease(name) as live:
-            if session.id not in self._sessions:
-                return  # gone while the room was loaded
-            self._hub.join(live, session.connection)
-            self._ask(session, live)
-            everybody = live.presence.everybody()
-            if everybody:
-                self._sockets.reply(session.namespace, session.id, "awareness-update", everybody)
-
-    def _ask(self, session: Session, live: LiveRoom) -> None:
-        """Send our own sync-step-1; a stock client answers with what we lack."""
-        session.is_asked = True
-        self._sockets.ask(
-            session.namespace,
-            session.id,
-            "sync-step-1",
-            live.room.state_vector(),
-            answer=partial(self._on_missing, session, live.name),
-        )
-
-    def _ask_to_sync(self, session: Session, name: DocName, reason: str) -> None:
-        self._sockets.post(session.namespace, [session.id], "sync-reset", {"reason": reason})
-        self._metrics.resets.labels(reason).inc()
-        live = self._hub.find(name)
-        # Stock clients do not know sync-reset, but answer a sync-step-1.
-        if live is not None and not session.is_asked:
-            self._ask(session, live)
-
-    def _on_missing(self, session: Session, name: DocName, *answer: Any) -> None:
-        session.is_asked = False
-        if session.id in self._sessions and answer and isinstance(answer[0], bytes):
-            self._on_sync_update(session, name, answer, None)
-
-    def _on_sync_step_1(
-        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
-    ) -> None:
-        try:
-            vector = _bytes(args, "state_vector", self._settings.max_update_bytes)
-            answer: Any = self._room_of(session, name).room.diff(vector)
-            self._count("sync-step-1", "ok")
-        except RepSyncError as exc:
-            self._count("sync-step-1", exc.code)
-            answer = {"ok": False, "error": exc.to_wire()}
-        self._answer(ack, answer)
-
-    def _room_of(self, session: Session, name: DocName) -> LiveRoom:
-        live = self._hub.find(name)
-        if live is None or session.id not in live.connections:
-            raise Unavailable("the document is being read again", retry_after_ms=100)
-        return live
-
-    def _on_sync_update(
-        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
-    ) -> None:
-        """Admit an update now, in order; the ack follows when it is durable."""
-        try:
-            update = _bytes(args, "update", self._settings.max_update_bytes)
-            live = self._room_of(session, name)
-            stored = self._hub.submit(live, update, live.connections[session.id])
-        except RepSyncError as exc:
-            self._refuse(session, name, exc, ack)
-            return
-        except Exception:
-            log.exception("an update could not be handled", extra={"document": str(name)})
-            self._count("sync-update", "internal")
-            self._answer(ack, {"ok": False, "error": INTERNAL})
-            return
-        self._count("sync-update", "ok")
-        if ack is None:
-            return  # should it fail, the room's sync-reset tells
-        if stored.done():
-            self._on_stored(session, name, ack, stored)
-        else:
-            stored.add_done_callback(partial(self._on_stored, session, name, ack))
-
-    def _on_stored(
-        self, session: Session, name: DocName, ack: Ack, stored: asyncio.Future[Stored]
-    ) -> None:
-        error = stored.exception()
-        if isinstance(error, RepSyncError):
-            self._answer(ack, {"ok": False, "error": error.to_wire()})
-        elif error is not None:
-            self._answer(ack, {"ok": False, "error": INTERNAL})
-        else:
-            durability: Durability = self._services.store.durability
-            self._answer(ack, {"ok": True, "seq": stored.result().seq, "durability": durability})
-
-    def _refuse(self, session: Session, name: DocName, exc: RepSyncError, ack: Ack | None) -> None:
-        self._count("sync-update", exc.code)
-        self._answer(ack, {"ok": False, "error": exc.to_wire()})
-        if isinstance(exc, Unsynced | Unavailable):
-            # Its replica is good, we lack a part: dropping it would lose the client's edits.
-            self._ask_to_sync(session, name, exc.code)
-            return
-        rejection: dict[str, Any] = {"code": exc.code, "message": str(exc)}
-        if isinstance(exc.details, list) and exc.details:
-            rejection["path"] = exc.details[0]["path"]
-        self._sockets.post(session.namespace, [session.id], "sync-rejected", rejection)
-
-    def _on_awareness(
-        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
-    ) -> None:
-        live = self._hub.find(name)
-        if live is None:
-            return
-        try:
-            update = _bytes(args, "awareness", self._settings.max_update_bytes)
-            change = live.presence.receive(session.id, session.user, update)
-        except RepSyncError as exc:
-            self._count("awareness-update", exc.code)
-            self._answer(ack, {"ok": False, "error": exc.to_wire()})
-            return
-        self._count("awareness-update", "ok")
-        self._answer(ack, {"ok": True})
-        if change.relay:
-            self._sockets.post_volatile(
-                session.namespace, live.readers, "awareness-update", change.relay, skip=session.id
-            )
-        for owner, nudge in change.nudges:
-            self._sockets.post_volatile(session.namespace, [owner], "awareness-update", nudge)
-        if change.reply:
-            self._sockets.post_volatile(
-                session.namespace, [session.id], "awareness-update", change.reply
-            )
-
-    def _leave(self, name: DocName, connection_id: ConnectionId) -> None:
-        gone = self._hub.leave(name, connection_id)
-        live = self._hub.find(name)
-        if gone and live is not None:
-            namespace = DOCUMENT_PREFIX + str(name)
-            self._sockets.post_volatile(namespace, live.readers, "awareness-update", gone)
-
-    @staticmethod
-    def _answer(ack: Ack | None, answer: Any) -> None:
-        if ack is not None:
-            ack(answer)
-
-
-_DOCUMENT_EVENTS = {
-    "sync-step-1": Gateway._on_sync_step_1,
-    "sync-update": Gateway._on_sync_update,
-    "awareness-update": Gateway._on_awareness,
-}
-
 
 def max_packet_bytes(settings: Settings) -> int:
     """What the transport takes: more than an update may have, so that one that is too large can
@@ -525,14 +325,6 @@ def _device(given: Any) -> dict[str, str]:
     ):
         raise Invalid.at("device", "id and name are texts of 100 characters at most")
     return {"id": id_, "name": name}
-
-
-def _bytes(args: Sequence[Any], what: str, limit_bytes: int) -> bytes:
-    if len(args) != 1 or not isinstance(args[0], bytes | bytearray):
-        raise Invalid.at(what, "must be binary")
-    if len(args[0]) > limit_bytes:
-        raise TooLarge(f"the {what}", len(args[0]), limit_bytes)
-    return bytes(args[0])
 
 
 def _digest(token: str) -> bytes:

@@ -34,6 +34,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._gauges: dict[str, Gauge] = {}
+        self._events: dict[tuple[str, str], Counter] = {}
         self.events = Counter(
             "repsync_events",
             "Events from clients, by name and outcome",
@@ -63,6 +64,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+
+    def count_event(self, event: str, code: str) -> None:
+        """Count an event; `event` must be one that we know, not what a client calls it."""
+        counter = self._events.get((event, code))
+        if counter is None:
+            counter = self._events[event, code] = self.events.labels(event, code)
+        counter.inc()
 
     def watch(
         self, name: str, text: str, read: Callable[[], float], labels: dict[str, str] | None = None

@@ -1,0 +1,236 @@
+"""The Yjs door, `/yjs|<doc>`: y-socket.io's protocol, unchanged, and what RepSync adds to it.
+
+Added are the ack of a `sync-update` once it is durable, `sync-rejected`, and `sync-reset`. Stock
+clients know none of them: they are asked by a `sync-step-1` of ours, which they answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pycrdt import merge_updates
+
+from crdt.errors import INTERNAL, Invalid, RepSyncError, TooLarge, Unavailable, Unsynced
+from crdt.hub import RoomHub
+from crdt.ids import ConnectionId, DocName
+from crdt.live import LiveRoom
+from crdt.ports import Durability, Stored
+from server.metrics import Metrics
+from server.sessions import Session
+from server.transport.server import Ack, SocketServer
+
+log = logging.getLogger(__name__)
+
+DOCUMENT_PREFIX = "/yjs|"
+DOCUMENT_EVENTS = frozenset({"sync-step-1", "sync-update", "awareness-update"})
+
+
+class DocumentDoor:
+    """What Yjs clients say and are told. Nothing here waits: an update is admitted in the order in
+    which it came, and acked later."""
+
+    def __init__(
+        self,
+        sockets: SocketServer,
+        hub: RoomHub,
+        metrics: Metrics,
+        sessions: Mapping[ConnectionId, Session],
+        *,
+        max_update_bytes: int,
+        durability: Durability,
+    ) -> None:
+        self._sockets = sockets
+        self._hub = hub
+        self._metrics = metrics
+        self._sessions = sessions
+        self._max_update_bytes = max_update_bytes
+        self._durability = durability
+
+    def event(
+        self, session: Session, name: DocName, event: str, args: Sequence[Any], ack: Ack | None
+    ) -> None:
+        """One of `DOCUMENT_EVENTS`."""
+        if event == "sync-update":
+            self._on_sync_update(session, name, args, ack)
+        elif event == "awareness-update":
+            self._on_awareness(session, name, args, ack)
+        else:
+            self._on_sync_step_1(session, name, args, ack)
+
+    def spread(self, live: LiveRoom, update: bytes, sender: ConnectionId | None) -> None:
+        """Send a durable update to everybody but the one who made it."""
+        missed_by = self._sockets.post_update(
+            DOCUMENT_PREFIX + str(live.name), live.readers, update, skip=sender
+        )
+        self._metrics.deliveries.inc(len(live.readers) - len(missed_by) - (sender in live.readers))
+        for sid in missed_by:
+            session = self._sessions.get(ConnectionId(sid))
+            if session is not None and session.missed is None:
+                session.missed = (update, live.room.state_vector())
+
+    def caught_up(self, session: Session) -> None:
+        """Give a slow client what was left out: one reset, and one update with all of it."""
+        if session.missed is None or session.document is None:
+            return
+        first, vector = session.missed
+        session.missed = None
+        live = self._hub.find(session.document)
+        if live is None:
+            return
+        self._metrics.resets.labels("slow_reader").inc()
+        self._sockets.reply(session.namespace, session.id, "sync-reset", {"reason": "slow_reader"})
+        everything = merge_updates(first, live.room.diff(vector))
+        self._sockets.reply(session.namespace, session.id, "sync-update", everything)
+
+    async def enter(self, session: Session, name: DocName) -> None:
+        """A client knows that it is in: let it join, and ask it for what we lack."""
+        async with self._hub.lease(name) as live:
+            if session.id not in self._sessions:
+                return  # gone while the room was loaded
+            self._hub.join(live, session.connection)
+            self._ask(session, live)
+            everybody = live.presence.everybody()
+            if everybody:
+                self._sockets.reply(session.namespace, session.id, "awareness-update", everybody)
+
+    def _ask(self, session: Session, live: LiveRoom) -> None:
+        """Send our own sync-step-1; a stock client answers with what we lack."""
+        session.is_asked = True
+        self._sockets.ask(
+            session.namespace,
+            session.id,
+            "sync-step-1",
+            live.room.state_vector(),
+            answer=partial(self._on_missing, session, live.name),
+        )
+
+    def ask_to_sync(self, session: Session, name: DocName, reason: str) -> None:
+        """Tell a client that it has to sync again, and why."""
+        self._sockets.post(session.namespace, [session.id], "sync-reset", {"reason": reason})
+        self._metrics.resets.labels(reason).inc()
+        live = self._hub.find(name)
+        # Stock clients do not know sync-reset, but answer a sync-step-1.
+        if live is not None and not session.is_asked:
+            self._ask(session, live)
+
+    def _on_missing(self, session: Session, name: DocName, *answer: Any) -> None:
+        session.is_asked = False
+        if session.id in self._sessions and answer and isinstance(answer[0], bytes):
+            self._on_sync_update(session, name, answer, None)
+
+    def _on_sync_step_1(
+        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
+    ) -> None:
+        try:
+            vector = _bytes(args, "state_vector", self._max_update_bytes)
+            answer: Any = self._room_of(session, name).room.diff(vector)
+            self._metrics.count_event("sync-step-1", "ok")
+        except RepSyncError as exc:
+            self._metrics.count_event("sync-step-1", exc.code)
+            answer = {"ok": False, "error": exc.to_wire()}
+        self._answer(ack, answer)
+
+    def _room_of(self, session: Session, name: DocName) -> LiveRoom:
+        live = self._hub.find(name)
+        if live is None or session.id not in live.connections:
+            raise Unavailable("the document is being read again", retry_after_ms=100)
+        return live
+
+    def _on_sync_update(
+        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
+    ) -> None:
+        """Admit an update now, in order; the ack follows when it is durable."""
+        try:
+            update = _bytes(args, "update", self._max_update_bytes)
+            live = self._room_of(session, name)
+            stored = self._hub.submit(live, update, live.connections[session.id])
+        except RepSyncError as exc:
+            self._refuse(session, name, exc, ack)
+            return
+        except Exception:
+            log.exception("an update could not be handled", extra={"document": str(name)})
+            self._metrics.count_event("sync-update", "internal")
+            self._answer(ack, {"ok": False, "error": INTERNAL})
+            return
+        self._metrics.count_event("sync-update", "ok")
+        if ack is None:
+            return  # should it fail, the room's sync-reset tells
+        if stored.done():
+            self._on_stored(session, name, ack, stored)
+        else:
+            stored.add_done_callback(partial(self._on_stored, session, name, ack))
+
+    def _on_stored(
+        self, session: Session, name: DocName, ack: Ack, stored: asyncio.Future[Stored]
+    ) -> None:
+        error = stored.exception()
+        if isinstance(error, RepSyncError):
+            self._answer(ack, {"ok": False, "error": error.to_wire()})
+        elif error is not None:
+            self._answer(ack, {"ok": False, "error": INTERNAL})
+        else:
+            seq = stored.result().seq
+            self._answer(ack, {"ok": True, "seq": seq, "durability": self._durability})
+
+    def _refuse(self, session: Session, name: DocName, exc: RepSyncError, ack: Ack | None) -> None:
+        self._metrics.count_event("sync-update", exc.code)
+        self._answer(ack, {"ok": False, "error": exc.to_wire()})
+        if isinstance(exc, Unsynced | Unavailable):
+            # Its replica is good, we lack a part: dropping it would lose the client's edits.
+            self.ask_to_sync(session, name, exc.code)
+            return
+        rejection: dict[str, Any] = {"code": exc.code, "message": str(exc)}
+        if isinstance(exc.details, list) and exc.details:
+            rejection["path"] = exc.details[0]["path"]
+        self._sockets.post(session.namespace, [session.id], "sync-rejected", rejection)
+
+    def _on_awareness(
+        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
+    ) -> None:
+        live = self._hub.find(name)
+        if live is None:
+            return
+        try:
+            update = _bytes(args, "awareness", self._max_update_bytes)
+            change = live.presence.receive(session.id, session.user, update)
+        except RepSyncError as exc:
+            self._metrics.count_event("awareness-update", exc.code)
+            self._answer(ack, {"ok": False, "error": exc.to_wire()})
+            return
+        self._metrics.count_event("awareness-update", "ok")
+        self._answer(ack, {"ok": True})
+        if change.relay:
+            self._sockets.post_volatile(
+                session.namespace, live.readers, "awareness-update", change.relay, skip=session.id
+            )
+        for owner, nudge in change.nudges:
+            self._sockets.post_volatile(session.namespace, [owner], "awareness-update", nudge)
+        if change.reply:
+            self._sockets.post_volatile(
+                session.namespace, [session.id], "awareness-update", change.reply
+            )
+
+    def leave(self, name: DocName, connection_id: ConnectionId) -> None:
+        """A connection has left a room; its presence goes with it."""
+        gone = self._hub.leave(name, connection_id)
+        live = self._hub.find(name)
+        if gone and live is not None:
+            namespace = DOCUMENT_PREFIX + str(name)
+            self._sockets.post_volatile(namespace, live.readers, "awareness-update", gone)
+
+    @staticmethod
+    def _answer(ack: Ack | None, answer: Any) -> None:
+        if ack is not None:
+            ack(answer)
+
+
+def _bytes(args: Sequence[Any], what: str, limit_bytes: int) -> bytes:
+    if len(args) != 1 or not isinstance(args[0], bytes | bytearray):
+        raise Invalid.at(what, "must be binary")
+    if len(args[0]) > limit_bytes:
+        raise TooLarge(f"the {what}", len(args[0]), limit_bytes)
+    return bytes(args[0])
