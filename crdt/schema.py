@@ -69,26 +69,24 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Target(Strict):
+class Measured(BaseModel):
+    """What one set is about, planned or done."""
+
+    kind: SetKind = "normal"
+    weight_kg: WeightKg | None = None
+    reps: Reps | None = None
+    seconds: Seconds | None = None
+    distance_m: DistanceM | None = None
+    rpe: Rpe | None = None
+
+
+class Target(Strict, Measured):
     """One planned set, as it stands in a workout exercise's `target` list."""
 
-    kind: SetKind = "normal"
-    reps: Reps | None = None
-    weight_kg: WeightKg | None = None
-    seconds: Seconds | None = None
-    distance_m: DistanceM | None = None
-    rpe: Rpe | None = None
 
-
-class Measures(Strict):
+class Measures(Strict, Measured):
     """What was done in one set."""
 
-    kind: SetKind = "normal"
-    weight_kg: WeightKg | None = None
-    reps: Reps | None = None
-    seconds: Seconds | None = None
-    distance_m: DistanceM | None = None
-    rpe: Rpe | None = None
     note: Note | None = None
 
 
@@ -128,13 +126,7 @@ class ExerciseChanges(Changes):
         return changed
 
 
-class SetChanges(Changes):
-    kind: SetKind = "normal"
-    weight_kg: WeightKg | None = None
-    reps: Reps | None = None
-    seconds: Seconds | None = None
-    distance_m: DistanceM | None = None
-    rpe: Rpe | None = None
+class SetChanges(Changes, Measured):
     note: Note | None = None
 
 
@@ -152,28 +144,17 @@ class Item(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
-class SetItem(Item):
+class SetItem(Item, Measured):
     user_id: str | None = None
     exercise: Label | None = None
     order: Order = ""
-    kind: SetKind = "normal"
-    weight_kg: WeightKg | None = None
-    reps: Reps | None = None
-    seconds: Seconds | None = None
-    distance_m: DistanceM | None = None
-    rpe: Rpe | None = None
     note: Note | None = None
     completed_at: TimeMs | None = None
     device_id: Annotated[str, Field(max_length=100)] | None = None
 
 
-class TargetItem(Item):
-    kind: SetKind = "normal"
-    reps: Reps | None = None
-    weight_kg: WeightKg | None = None
-    seconds: Seconds | None = None
-    distance_m: DistanceM | None = None
-    rpe: Rpe | None = None
+class TargetItem(Item, Measured):
+    """A target as some client wrote it."""
 
 
 class ExerciseItem(Item):

@@ -14,6 +14,7 @@ from crdt.ids import UserId
 from crdt.ports import Answer, Summary
 from crdt.schema import Goal, Id, Label, TemplateMetaChanges, Title, Visibility
 from handlers.context import Context
+from handlers.membership import let_in
 from handlers.registry import ChangePayload, Payload, Registry
 
 registry = Registry()
@@ -133,25 +134,14 @@ class ShareTemplate(ChangePayload):
 async def share_template(ctx: Context, msg: ShareTemplate) -> Mapping[str, Any]:
     """Let somebody in, or give a member another role."""
     async with ctx.room(ids.template(msg.template_id), Right.MANAGE) as live:
-        user_id = UserId(msg.user_id)
-        known = live.room.members.get(user_id)
-        if known is not None and known.role == "owner":
-            raise Conflict("the owner stays the owner")
-        member = Member(user_id, msg.role, known.name if known else user_id)
-        answer = await ctx.commit(
-            live, [], lambda _: {"user_id": user_id, "role": msg.role}, members=[member]
+        return await let_in(
+            ctx,
+            live,
+            msg.user_id,
+            msg.role,
+            event="template:shared",
+            about={"template_id": msg.template_id},
         )
-        ctx.services.sessions.tell_user(
-            user_id,
-            "template:shared",
-            {
-                "template_id": msg.template_id,
-                "title": live.room.view["meta"].get("title", ""),
-                "role": msg.role,
-                "by": ctx.user.to_wire(),
-            },
-        )
-        return answer
 
 
 class UnshareTemplate(ChangePayload):

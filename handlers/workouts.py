@@ -16,6 +16,7 @@ from crdt.ports import Answer, Summary
 from crdt.replica import Put, Write
 from crdt.schema import Id, Mode, Title, Visibility
 from handlers.context import Context
+from handlers.membership import let_in
 from handlers.registry import ChangePayload, Payload, Registry
 
 registry = Registry()
@@ -168,25 +169,14 @@ class InviteToWorkout(WorkoutChange):
 async def invite_to_workout(ctx: Context, msg: InviteToWorkout) -> Mapping[str, Any]:
     """Let somebody in, or give a member another role."""
     async with ctx.room(ids.workout(msg.workout_id), Right.MANAGE) as live:
-        user_id = UserId(msg.user_id)
-        known = live.room.members.get(user_id)
-        if known is not None and known.role == "owner":
-            raise Conflict("the owner stays the owner")
-        member = Member(user_id, msg.role, known.name if known else user_id)
-        answer = await ctx.commit(
-            live, [], lambda _: {"user_id": user_id, "role": msg.role}, members=[member]
+        return await let_in(
+            ctx,
+            live,
+            msg.user_id,
+            msg.role,
+            event="workout:invited",
+            about={"workout_id": msg.workout_id},
         )
-        ctx.services.sessions.tell_user(
-            user_id,
-            "workout:invited",
-            {
-                "workout_id": msg.workout_id,
-                "title": live.room.view["meta"].get("title", ""),
-                "role": msg.role,
-                "by": ctx.user.to_wire(),
-            },
-        )
-        return answer
 
 
 async def _transition(
