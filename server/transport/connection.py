@@ -92,6 +92,7 @@ class Connection(AsyncSocket):
         self._level: asyncio.Future[None] | None = None
         self._partial: Packet | None = None
         self._probing = False
+        self._leaving = False
         self.due = 0.0
         self._ping_is_out = False
 
@@ -120,6 +121,8 @@ class Connection(AsyncSocket):
         if self.closed:
             return
         if self._has_room(Delivery.VOLATILE):
+            if self._latest is not None:
+                self._latest.pop(key, None)
             self._write(message)
             self._pushed_bytes += len(message.frame)
             return
@@ -208,6 +211,8 @@ class Connection(AsyncSocket):
 
     def _take(self, data: str | bytes) -> None:
         """One Engine.IO packet. Raises PacketError."""
+        if self.closed or self._leaving:
+            return
         if isinstance(data, bytes):
             partial, self._partial = self._partial, None
             if partial is None:
@@ -231,10 +236,16 @@ class Connection(AsyncSocket):
         elif kind == "3":
             self._on_pong()
         elif kind == "1":
-            self._close_peer(NORMAL_CLOSURE)
-            self._finish("client_disconnect")
+            if self._worker is None:
+                self._leave()
+            else:
+                self._leaving = True  # when what it has sent before is done
         elif kind != "6":
             raise PacketError("not an Engine.IO packet that a client sends")
+
+    def _leave(self) -> None:
+        self._close_peer(NORMAL_CLOSURE)
+        self._finish("client_disconnect")
 
     def _deliver(self, packet: Packet) -> None:
         if packet.is_ack:
@@ -245,15 +256,19 @@ class Connection(AsyncSocket):
                 self._pause()
         elif self._worker is not None:
             self._inbox = deque([packet])
-        elif (work := self.server.on_packet(self, packet)) is not None:
-            self._worker = self._loop.create_task(self._work(work))
+        elif not self.closed:
+            work = self.server.on_packet(self, packet)
+            if work is not None or self.backlog_bytes > self.server.budget_bytes:
+                self._worker = self._loop.create_task(self._work(work))
 
     async def _work(self, work: Coroutine[Any, Any, None] | None) -> None:
         """Finish what has to be awaited, then what came meanwhile, in order."""
         try:
-            while not self.closed:
+            while True:
                 if work is not None:
                     await work
+                if self.closed:
+                    break
                 # A client that does not take its answers gets no more of them.
                 if self.backlog_bytes > self.server.budget_bytes:
                     await self._until_level()
@@ -269,6 +284,8 @@ class Connection(AsyncSocket):
             self._worker = None
             self._inbox = None
             self._resume()
+            if self._leaving:
+                self._leave()
 
     async def _until_level(self) -> None:
         """Wait until the client has taken everything, or is gone."""
@@ -276,7 +293,7 @@ class Connection(AsyncSocket):
             if self._level is None:
                 self._level = self._loop.create_future()
             self.server.watch_slow(self)
-            await self._level
+            await asyncio.shield(self._level)
 
     def _pause(self) -> None:
         if self._drained is None:
@@ -328,18 +345,17 @@ class Connection(AsyncSocket):
         """What there is to send; waits until there is something.
 
         Raises:
-            QueueEmpty: nothing came for as long as a ping takes, or another poll took over.
+            QueueEmpty: nothing came for as long as a ping takes.
         """
         if not self._outbox:
-            if self._poller is not None and not self._poller.done():
-                self._poller.cancel()  # a client has one poll at a time; the newer one counts
+            self._wake_poller()  # a client has one poll at a time; the newer one counts
             self._poller = poller = self._loop.create_future()
             try:
                 async with asyncio.timeout(self.server.ping_interval + self.server.ping_timeout):
                     await poller
             except (TimeoutError, asyncio.CancelledError) as exc:
                 raise QueueEmpty from exc
-        packets = list(self._outbox or ())
+        packets = list(self._outbox or ()) or [engineio.packet.Packet(engineio.packet.NOOP)]
         if self._outbox:
             self._outbox.clear()
         self._outbox_bytes = 0
@@ -368,8 +384,8 @@ class Connection(AsyncSocket):
                 packet = engineio.packet.Packet(encoded_packet=part)
                 self._take(packet.data if packet.binary else part)
                 if self._drained is not None:
-                    await self._drained
-        except (PacketError, ValueError, IndexError):
+                    await asyncio.shield(self._drained)
+        except (PacketError, ValueError, IndexError, RecursionError):
             self.server.stats.malformed += 1
             self.cut("bad_packet")
 
@@ -377,7 +393,7 @@ class Connection(AsyncSocket):
 
     async def _upgrade_websocket(self, environ: dict[str, Any]) -> Any:
         if self.upgraded or self.peer is not None:
-            raise OSError("upgraded already")
+            return self.server._bad_request("upgraded already")
         self._probing = self.connected
         try:
             response, peer = await take_over(
@@ -445,7 +461,7 @@ class Connection(AsyncSocket):
 
     def _close_peer(self, code: int, reason: str = "") -> None:
         if self.peer is not None:
-            self.peer.close(code, reason)
+            self.peer.close(code, reason, patience_s=self.server.stall_timeout_s)
 
     def _finish(self, reason: str) -> None:
         """Leave nothing behind. Called from every way out; the first one counts."""

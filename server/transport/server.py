@@ -104,12 +104,13 @@ class EngineServer(engineio.AsyncServer):
         self.stats = TransportStats()
         self.budget_bytes = limits.send_budget_bytes
         self.connect_timeout_s = limits.connect_timeout_s
+        self.stall_timeout_s = limits.stall_timeout_s
         self._limits = limits
         self._front = front
         self._by_address: Counter[str] = Counter()
         self._connects = limits.max_connects_per_s
         self._connects_at = 0.0
-        self._wheel: dict[int, list[Connection]] = {}
+        self._wheel: dict[int, dict[Connection, None]] = {}
         self._slow: dict[Connection, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._catching_up: asyncio.TimerHandle | None = None
@@ -161,7 +162,7 @@ class EngineServer(engineio.AsyncServer):
         now = time.monotonic()
         limits = self._limits
         rate = limits.max_connects_per_s
-        self._connects = min(rate, self._connects + (now - self._connects_at) * rate)
+        self._connects = min(max(1.0, rate), self._connects + (now - self._connects_at) * rate)
         self._connects_at = now
         if self.is_draining:
             return "draining"
@@ -183,6 +184,7 @@ class EngineServer(engineio.AsyncServer):
         if not self._by_address[connection.remote]:
             del self._by_address[connection.remote]
         self._slow.pop(connection, None)
+        self._forget_due(connection)
         self._front.on_closed(connection)
 
     def on_packet(
@@ -197,8 +199,16 @@ class EngineServer(engineio.AsyncServer):
 
     def schedule(self, connection: Connection, delay_s: float) -> None:
         """Have `connection.on_due` called about then; only its latest appointment counts."""
+        self._forget_due(connection)
         connection.due = asyncio.get_running_loop().time() + delay_s
-        self._wheel.setdefault(math.ceil(connection.due), []).append(connection)
+        self._wheel.setdefault(math.ceil(connection.due), {})[connection] = None
+
+    def _forget_due(self, connection: Connection) -> None:
+        bucket = self._wheel.get(math.ceil(connection.due))
+        if bucket is not None:
+            bucket.pop(connection, None)
+            if not bucket:
+                del self._wheel[math.ceil(connection.due)]
 
     def watch_slow(self, connection: Connection) -> None:
         """Look after a client that has more to take than its budget."""
@@ -232,8 +242,7 @@ class EngineServer(engineio.AsyncServer):
         now = loop.time()
         for second in range(self._turned_to + 1, math.floor(now) + 1):
             for connection in self._wheel.pop(second, ()):
-                if connection.due <= now and math.ceil(connection.due) == second:
-                    connection.on_due(now)
+                connection.on_due(now)
         self._turned_to = math.floor(now)
         for connection in list(self.sockets.values()):
             if connection.stalled_for_s(now) >= self._limits.stall_timeout_s:

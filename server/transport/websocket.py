@@ -19,6 +19,7 @@ from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from server.transport.packets import websocket_frame
 
 _CLOSE, _PONG = 0x88, 0x8A
+PATIENCE_S = 10.0
 NORMAL_CLOSURE, GOING_AWAY, PROTOCOL_ERROR, POLICY_VIOLATION = 1000, 1001, 1002, 1008
 
 
@@ -52,7 +53,7 @@ class _Push(WebSocketDataQueue):
 class WebSocketPeer(asyncio.Protocol):
     """One websocket after its handshake."""
 
-    __slots__ = ("_gone", "_reader", "_receiver", "is_closing", "transport")
+    __slots__ = ("_deadline", "_gone", "_reader", "_receiver", "is_closing", "transport")
 
     def __init__(
         self, receiver: Receiver, transport: asyncio.Transport, max_message_bytes: int
@@ -60,6 +61,7 @@ class WebSocketPeer(asyncio.Protocol):
         self._receiver = receiver
         self.transport = transport
         self.is_closing = False
+        self._deadline: asyncio.TimerHandle | None = None
         self._gone: asyncio.Future[None] | None = None
         queue = _Push(self, asyncio.get_running_loop())
         self._reader = WebSocketReader(queue, max_message_bytes, compress=False, decode_text=True)
@@ -76,9 +78,13 @@ class WebSocketPeer(asyncio.Protocol):
         if not self.is_closing:
             self.transport.write(frame)
 
-    def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
-        """Say goodbye, send what is still buffered, close."""
+    def close(
+        self, code: int = NORMAL_CLOSURE, reason: str = "", *, patience_s: float = PATIENCE_S
+    ) -> None:
+        """Say goodbye, send what is still buffered, close; abort if that is not taken in time."""
         if not self.is_closing:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(patience_s, self.abort)
             self.transport.write(
                 websocket_frame(_CLOSE, struct.pack("!H", code) + reason.encode()[:100])
             )
@@ -97,7 +103,9 @@ class WebSocketPeer(asyncio.Protocol):
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
             self._receiver.on_message(message.data)
         elif kind is WSMsgType.PING:
-            self.write(websocket_frame(_PONG, bytes(message.data)))
+            # Who takes nothing gets no pongs on top of what waits.
+            if not self.transport.get_write_buffer_size():
+                self.write(websocket_frame(_PONG, bytes(message.data)))
         elif kind is WSMsgType.CLOSE:
             self.close()
 
@@ -112,6 +120,8 @@ class WebSocketPeer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closing = True
+        if self._deadline is not None:
+            self._deadline.cancel()
         if self._gone is not None:
             self._gone.set_result(None)
         self._receiver.on_lost()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import socket
@@ -155,7 +156,7 @@ class Poller:
 
     async def post(self, *packets: str) -> tuple[int, str]:
         async with self.session.post(
-            f"{self._url}&sid={self.sid}", data="\x1e".join(packets).encode()
+            f"{self._url}&sid={self.sid}", data=io.BytesIO("\x1e".join(packets).encode())
         ) as response:
             return response.status, await response.text()
 
@@ -238,7 +239,7 @@ async def deaf(url: str, *headers: str, query: str = "") -> AsyncIterator[Deaf]:
     loop = asyncio.get_running_loop()
     with socket.socket() as raw:
         raw.setblocking(False)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
         await loop.sock_connect(raw, (address.hostname, address.port))
         key = base64.b64encode(os.urandom(16)).decode()
         lines = (
@@ -261,7 +262,7 @@ async def deaf(url: str, *headers: str, query: str = "") -> AsyncIterator[Deaf]:
 def shrink(connection: Connection) -> None:
     """Have the kernel buffer next to nothing of what goes to this client."""
     transport = peer_of(connection).transport
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2_048)
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
 
 
 def peer_of(connection: Connection) -> WebSocketPeer:

@@ -277,9 +277,9 @@ async def test_row_05_a_client_that_leaves_while_it_is_let_in_leaves_no_ghost() 
         await client.post("40{}")
         await asked.wait()
         await client.post("1")
-        await until(lambda: not site.connections)
         go_on.set()
         await until(lambda: site.door.gone)
+        await until(lambda: not site.connections)
         assert site.door.inside == site.sockets.manager.clients == {}
 
 

@@ -306,15 +306,18 @@ async def test_nothing_behind_a_close_in_a_post_is_looked_at() -> None:
 
 
 async def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
-    async with running_server(tmp_path, ping_interval_s=0.3, ping_timeout_s=0.3) as server:
-        async with deaf(server.url) as silent, raw_socket(server.url) as alive:
-            await alive.enter("/", {"token": server.token("ana")})
-            await silent.send(f'40{{"token":"{server.token("ben")}"}}')
-            await until(lambda: server.parts.gateway.session_counts["events"] == 2)
-            await until(lambda: server.parts.sockets.stats.closed == {"ping_timeout": 1})
-            assert b"\x81\x012" in await silent.read_to_the_end()
-            assert await alive.settled()
-            assert server.parts.gateway.session_counts["events"] == 1
+    async with (
+        running_server(tmp_path, ping_interval_s=0.3, ping_timeout_s=0.3) as server,
+        deaf(server.url) as silent,
+        raw_socket(server.url) as alive,
+    ):
+        await alive.enter("/", {"token": server.token("ana")})
+        await silent.send(f'40{{"token":"{server.token("ben")}"}}')
+        await until(lambda: server.parts.gateway.session_counts["events"] == 2)
+        await until(lambda: server.parts.sockets.stats.closed == {"ping_timeout": 1})
+        assert b"\x81\x012" in await silent.read_to_the_end()
+        assert await alive.settled()
+        assert server.parts.gateway.session_counts["events"] == 1
 
 
 async def test_a_silent_poller_is_given_up() -> None:
@@ -445,6 +448,7 @@ async def test_who_asks_and_reads_no_answers_gets_no_more_of_them(is_awaited: bo
     ):
         (connection,) = site.connections
         await flood_with_questions(client, '421["n"]')
+        await asyncio.sleep(0.2)
         assert not connection.closed
         assert connection.backlog_bytes <= 64 * 1024 + 50_000 + 20_100
 
