@@ -22,7 +22,7 @@ from pycrdt import _pycrdt as native
 from crdt.errors import Invalid, Unsynced
 from crdt.ids import DocKind
 from crdt.schema import ROOT_TEXT, ROOTS, shared_type
-from crdt.wire import deleted_ends, sole_writer, state_clocks
+from crdt.wire import deleted_ends, knows, sole_writer, state_clocks
 
 EMPTY_UPDATE = b"\x00\x00"
 EMPTY_STATE_VECTOR = b"\x00"
@@ -234,7 +234,7 @@ class Replica:
         if writer is None:
             return
         client_id, clock = writer
-        if clock > state_clocks(self.state_vector()).get(client_id, 0):
+        if not knows(self.state_vector(), client_id, clock):
             raise Unsynced("the update builds on changes that are missing here; sync first")
 
     def _holds(self, update: bytes) -> bool:

@@ -83,7 +83,7 @@ class Room:
         self._listed_as = self._summary_of(self._view) if self._exists else None
         self._waiting: list[Change] = []
         self._in_flight: Batch | None = None
-        self._head, self._head_view = self._build_head()
+        self._built: tuple[Replica, View] | None = None
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -96,6 +96,18 @@ class Room:
     def head(self) -> View:
         """The document with all admitted changes: what an edit must be planned on."""
         return self._head_view
+
+    @property
+    def _head(self) -> Replica:
+        if self._built is None:  # nobody has changed anything yet, as in most rooms
+            self._built = self._build_head()
+        return self._built[0]
+
+    @property
+    def _head_view(self) -> View:
+        if self._built is None:
+            self._built = self._build_head()
+        return self._built[1]
 
     def state_vector(self) -> bytes:
         return self._committed().state_vector()
@@ -342,7 +354,7 @@ class Room:
         return self._replica
 
     def _rebuild_head(self) -> None:
-        self._head, self._head_view = self._build_head()
+        self._built = self._build_head()
 
     def _build_head(self) -> tuple[Replica, View]:
         """The head anew: the committed document and all admitted changes that it lacks."""

@@ -107,6 +107,17 @@ class Connection(AsyncSocket):
 
     def post(self, message: Outgoing, delivery: Delivery) -> bool:
         """Send a message. Returns: False when it was left out because the client is too slow."""
+        peer = self.peer
+        if peer is not None and not self.upgrading and not peer.is_closing:
+            # Nearly every message goes this way: a websocket with nothing waiting.
+            transport = peer.transport
+            if not transport.get_write_buffer_size():
+                frame = message.frame
+                transport.write(frame)
+                size = len(frame)
+                self._written_bytes += size
+                self._pushed_bytes = size if delivery is not Delivery.REPLY else 0
+                return True
         if self.closed:
             return True
         if delivery is not Delivery.REPLY and not self._has_room(delivery):
