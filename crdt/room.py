@@ -99,15 +99,16 @@ class Room:
 
     @property
     def _head(self) -> Replica:
-        if self._built is None:  # nobody has changed anything yet, as in most rooms
-            self._built = self._build_head()
-        return self._built[0]
+        return self._built_head()[0]
 
     @property
     def _head_view(self) -> View:
-        if self._built is None:
+        return self._built_head()[1]
+
+    def _built_head(self) -> tuple[Replica, View]:
+        if self._built is None:  # as long as nobody changes anything, which is most rooms
             self._built = self._build_head()
-        return self._built[1]
+        return self._built
 
     def state_vector(self) -> bytes:
         return self._committed().state_vector()
@@ -239,6 +240,7 @@ class Room:
         has not come back yet."""
         if self._in_flight is not None or not self._waiting:
             return None
+        summary = self._new_summary(self._waiting)
         changes, self._waiting = self._waiting, []
         updates = [change.update for change in changes if change.update is not None]
         update = updates[0] if len(updates) == 1 else merge_updates(*updates) if updates else None
@@ -246,7 +248,7 @@ class Room:
             self.name,
             update,
             tuple(change.entry for change in changes),
-            self._new_summary(changes),
+            summary,
             creates=not self._exists,
         )
         self._in_flight = Batch(append, changes)
@@ -354,7 +356,7 @@ class Room:
         return self._replica
 
     def _rebuild_head(self) -> None:
-        self._built = self._build_head()
+        self._built = None
 
     def _build_head(self) -> tuple[Replica, View]:
         """The head anew: the committed document and all admitted changes that it lacks."""

@@ -12,11 +12,20 @@ from crdt.access import Member
 from crdt.errors import Conflict, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Append, Entry, Loaded, Stored, Summary
-from crdt.records import Award, Score
+from crdt.records import Award, RecordType, Score
 
 log = logging.getLogger(__name__)
 
 MAX_VALUE = 2**53
+MAX_BESTS = 10_000
+
+Bests = dict[tuple[UserId, str], dict[RecordType, float]]
+"""(user, exercise) -> the largest value of each type among that user's sets."""
+
+_TYPES: tuple[RecordType, ...] = ("volume", "weight", "e1rm", "reps", "seconds")
+_SCORE_KEY = "user_id = ? AND exercise = ? AND doc = ? AND set_id = ?"
+_BEST = f"""SELECT {", ".join(f"max({type_})" for type_ in _TYPES)} FROM scores
+    WHERE user_id = ? AND exercise = ?"""
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -63,7 +72,8 @@ def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
         raise Unavailable(f"{doc} is damaged in the store at position {seq}")
 
 
-def append(db: sqlite3.Connection, batch: Append) -> Stored:
+def append(db: sqlite3.Connection, batch: Append, bests: Bests) -> Stored:
+    """Append a record. `bests` is a cache, good for as long as no transaction is rolled back."""
     doc = str(batch.doc)
     if batch.summary is not None:
         _list(db, batch, batch.summary)
@@ -82,7 +92,7 @@ def append(db: sqlite3.Connection, batch: Append) -> Stored:
         for member in entry.members:
             _set_member(db, doc, member)
         for score in entry.scores:
-            for award in _keep_score(db, doc, score, entry.at_ms):
+            for award in _keep_score(db, bests, doc, score, entry.at_ms):
                 won.setdefault(award.set_id, {})[award.type] = award
                 by_entry[-1].setdefault(award.set_id, {})[award.type] = award
     stored = Stored(seq, won, by_entry)
@@ -162,36 +172,43 @@ def _set_member(db: sqlite3.Connection, doc: str, member: Member) -> None:
         db.execute("DELETE FROM members WHERE doc = ? AND user_id = ?", (doc, member.user_id))
 
 
-def _keep_score(db: sqlite3.Connection, doc: str, score: Score, at_ms: int) -> list[Award]:
+def _keep_score(
+    db: sqlite3.Connection, bests: Bests, doc: str, score: Score, at_ms: int
+) -> list[Award]:
     """Note what a set is worth now. Returns: the records that it wins by that."""
     who = (score.user_id, score.exercise)
-    db.execute(
-        "DELETE FROM scores WHERE user_id = ? AND exercise = ? AND doc = ? AND set_id = ?"
-        " AND type IN ('volume', 'weight', 'e1rm', 'reps', 'seconds')",
-        (*who, doc, score.set_id),
-    )
+    row = (*who, doc, score.set_id)
+    # A set that is corrected competes with the others, not with what it was.
+    if db.execute(f"DELETE FROM scores WHERE {_SCORE_KEY}", row).rowcount:
+        bests.pop(who, None)
+    best = bests.get(who)
+    if best is None:
+        if len(bests) >= MAX_BESTS:
+            bests.clear()
+        best = bests[who] = _best_of(db, who)
+    values = {type_: value for type_, value in score.values.items() if 0 < value < MAX_VALUE}
+    if values:
+        columns = (values.get(type_) for type_ in _TYPES)
+        db.execute("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *columns))
     won: list[Award] = []
-    for type_, value in score.values.items():
-        if not 0 < value < MAX_VALUE:
+    for type_, value in values.items():
+        previous = best.get(type_)
+        if previous is not None and value <= previous:
             continue
-        best = db.execute(
-            "SELECT max(value) AS value FROM scores"
-            " WHERE user_id = ? AND exercise = ? AND type = ?",
-            (*who, type_),
-        ).fetchone()["value"]
-        db.execute(
-            "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", (*who, type_, doc, score.set_id, value)
-        )
-        if best is not None and value <= best:
-            continue
+        best[type_] = value
         given = db.execute(
             "INSERT OR IGNORE INTO awards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (doc, score.set_id, type_, *who, value, best, at_ms),
+            (doc, score.set_id, type_, *who, value, previous, at_ms),
         )
         if given.rowcount:
-            previous = None if best is None else _whole(best)
-            won.append(Award(score.set_id, *who, type_, _whole(value), previous))
+            before = None if previous is None else _whole(previous)
+            won.append(Award(score.set_id, *who, type_, _whole(value), before))
     return won
+
+
+def _best_of(db: sqlite3.Connection, who: tuple[UserId, str]) -> dict[RecordType, float]:
+    found = db.execute(_BEST, who).fetchone()
+    return {type_: value for type_, value in zip(_TYPES, found, strict=True) if value is not None}
 
 
 def compact(db: sqlite3.Connection, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:

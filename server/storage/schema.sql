@@ -51,13 +51,15 @@ CREATE INDEX answers_by_age ON answers (at_ms);
 CREATE TABLE scores (
     user_id  TEXT NOT NULL,
     exercise TEXT NOT NULL,
-    type     TEXT NOT NULL,
     doc      TEXT NOT NULL,
     set_id   TEXT NOT NULL,
-    value    REAL NOT NULL,
-    PRIMARY KEY (user_id, exercise, type, doc, set_id)
+    volume   REAL,
+    weight   REAL,
+    e1rm     REAL,
+    reps     REAL,
+    seconds  REAL,
+    PRIMARY KEY (user_id, exercise, doc, set_id)
 ) WITHOUT ROWID;
-CREATE INDEX scores_by_value ON scores (user_id, exercise, type, value);
 
 CREATE TABLE awards (
     doc      TEXT NOT NULL,

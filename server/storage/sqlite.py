@@ -88,6 +88,7 @@ class SqliteStore:
         )
         self._purged_at = 0.0
         self._is_closed = False
+        self._bests: jobs.Bests = {}  # the writer thread's own
         self._writer = threading.Thread(target=self._write_groups, name="sqlite-write", daemon=True)
         self._writer.start()
 
@@ -115,7 +116,7 @@ class SqliteStore:
 
     def append(self, batch: Append) -> asyncio.Future[Stored]:
         self.stats.appends += 1
-        return self._write(lambda db: jobs.append(db, batch))
+        return self._write(lambda db: jobs.append(db, batch, self._bests))
 
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
         return await self._write(lambda db: jobs.compact(db, doc, snapshot, upto, base))
@@ -236,7 +237,7 @@ class SqliteStore:
                 raise  # full, locked, failing: it is no job's fault
             except Exception:
                 # One of them cannot be done. Begin again, each under a savepoint of its own.
-                self._db.execute("ROLLBACK")
+                self._roll_back()
                 self._db.execute("BEGIN IMMEDIATE")
                 for job in group:
                     self._try(job)
@@ -246,7 +247,7 @@ class SqliteStore:
             self.stats.failures += 1
             log.error("the store cannot be written", extra={"cause": str(exc)})
             with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
+                self._roll_back()
             for job in group:
                 job.error = Unavailable("the store cannot be written now", retry_after_ms=1_000)
                 job.error.__cause__ = exc
@@ -264,8 +265,13 @@ class SqliteStore:
             raise
         except Exception as exc:
             self._db.execute("ROLLBACK TO job")
+            self._bests.clear()
             job.error = exc
         self._db.execute("RELEASE job")
+
+    def _roll_back(self) -> None:
+        self._bests.clear()
+        self._db.execute("ROLLBACK")
 
     def _purge_answers(self) -> None:
         if time.monotonic() - self._purged_at > 3_600 or not self._purged_at:
