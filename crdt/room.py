@@ -36,7 +36,16 @@ from crdt.ports import (
 )
 from crdt.progress import progress
 from crdt.records import Award, Score
-from crdt.replica import EMPTY_STATE_VECTOR, Delta, Replica, Transaction, View, Write, apply_delta
+from crdt.replica import (
+    EMPTY_STATE_VECTOR,
+    EMPTY_UPDATE,
+    Delta,
+    Replica,
+    Transaction,
+    View,
+    Write,
+    apply_delta,
+)
 
 MAX_UNAPPLIED = 64
 
@@ -168,6 +177,8 @@ class Room:
         Raises:
             Invalid, Unsynced, Forbidden: the update is refused whole, the room is as before.
         """
+        if update == EMPTY_UPDATE:
+            return None  # what most clients answer to a sync-step-1
         if Right.WRITE not in rights and self._head.brings_news(update):
             raise Forbidden("this role can read the document only")
         try:
