@@ -64,13 +64,16 @@ class Transaction:
 
 
 class Replica:
-    """A Yjs document of one kind, opened from `state` (a Yjs v1 update; empty for a new one).
+    """A Yjs document of one kind, opened from `state` (a Yjs v1 update; empty for a new one). One
+    that is not watched takes in trusted updates only, and tells nothing of what they change.
 
     Its Yjs client ID is random for each instance and never kept: were it fixed, a replica that
     is rebuilt after a failed append would use the same clocks for other content.
     """
 
-    def __init__(self, kind: DocKind, state: bytes = EMPTY_UPDATE) -> None:
+    def __init__(
+        self, kind: DocKind, state: bytes = EMPTY_UPDATE, *, is_watched: bool = True
+    ) -> None:
         self.kind = kind
         self.spoiled = False
         self._doc: Doc[Any] = Doc()
@@ -84,9 +87,11 @@ class Replica:
         self._raw = {name: root.integrated for name, root in self._roots.items()}
         if state != EMPTY_UPDATE:
             self.load(state)
-        self._subscriptions = [self._native.observe(self._on_transaction)]
-        for name, root in self._raw.items():
-            self._subscriptions.append(self._watch(name, root))
+        self._subscriptions: list[native.Subscription] = []
+        if is_watched:
+            self._subscriptions.append(self._native.observe(self._on_transaction))
+            for name, root in self._raw.items():
+                self._subscriptions.append(self._watch(name, root))
 
     def load(self, *updates: bytes) -> None:
         """Take in trusted updates from the log, without noting what they changed."""

@@ -82,7 +82,7 @@ class Room:
         )
         self._exists = loaded is not None
         self._has_gap = False
-        self._replica = Replica(name.kind)
+        self._replica = Replica(name.kind, is_watched=False)
         self._unapplied: list[bytes] = []
         if loaded is not None:
             if loaded.snapshot is not None:
