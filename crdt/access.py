@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Any, Literal
+from typing import Any
 
 from crdt.ids import DocKind, UserId
 
@@ -29,9 +29,6 @@ class Right(Flag):
     RUN = auto()
     MANAGE = auto()
 
-
-WorkoutRole = Literal["owner", "coach", "participant", "spectator"]
-TemplateRole = Literal["owner", "editor", "viewer"]
 
 RIGHTS: dict[DocKind, dict[str, Right]] = {
     DocKind.WORKOUT: {

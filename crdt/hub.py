@@ -17,7 +17,7 @@ from typing import Any
 from crdt.access import Member, User
 from crdt.errors import Conflict, NotFound, Unavailable
 from crdt.ids import ConnectionId, DocName
-from crdt.live import Connection, LiveRoom
+from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import Answer, Author, Clock, Outlet, Store, Stored
 from crdt.replica import Write
 from crdt.room import Batch, Change, Room
@@ -108,12 +108,7 @@ class RoomHub:
             raise Conflict(f"{name} exists already")
         live = self._rooms[name] = LiveRoom(name, Room(name))
         member = Member(owner.user.id, "owner", owner.user.name)
-        shown = {
-            "user": owner.user.to_wire(),
-            "role": "owner",
-            "devices": [owner.device],
-            "online": True,
-        }
+        shown = shown_member(owner.user, "owner", {owner.device["id"]: owner.device})
         # What the snapshot will be is known before the append; only its position is not.
         preview: dict[str, Any] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +81,9 @@ class LiveRoom:
         for connection in self.connections.values():
             devices.setdefault(connection.user.id, {})[connection.device["id"]] = connection.device
         shown = [
-            {
-                "user": {"id": member.user_id, "name": member.name},
-                "role": member.role,
-                "devices": list(devices.get(member.user_id, {}).values()),
-                "online": member.user_id in devices,
-            }
+            shown_member(
+                User(member.user_id, member.name), member.role, devices.get(member.user_id, {})
+            )
             for member in self.room.members.values()
         ]
         visitors = {
@@ -93,15 +91,7 @@ class LiveRoom:
             for connection in self.connections.values()
             if connection.user.id not in self.room.members
         }
-        shown += [
-            {
-                "user": user.to_wire(),
-                "role": "spectator",
-                "devices": list(devices[id_].values()),
-                "online": True,
-            }
-            for id_, user in visitors.items()
-        ]
+        shown += [shown_member(user, "spectator", devices[id_]) for id_, user in visitors.items()]
         return shown
 
     def snapshot(self, now_ms: int) -> dict[str, Any]:
@@ -110,3 +100,13 @@ class LiveRoom:
     @property
     def is_idle(self) -> bool:
         return not self.connections and not self.leases and not self.waiters
+
+
+def shown_member(user: User, role: str, devices: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+    """An entry of a snapshot's `members`: somebody with at least one device here is online."""
+    return {
+        "user": user.to_wire(),
+        "role": role,
+        "devices": list(devices.values()),
+        "online": bool(devices),
+    }

@@ -45,7 +45,6 @@ def shared_type(kind: DocKind, path: tuple[str, ...]) -> type[Map[Any]] | type[T
 
 Visibility = Literal["private", "friends", "public"]
 Mode = Literal["solo", "group"]
-Status = Literal["planned", "active", "paused", "completed", "abandoned"]
 SetKind = Literal["warmup", "normal", "drop", "failure"]
 
 Title = Annotated[str, Field(min_length=1, max_length=200)]

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INBOX_SIZE = 64
-MAX_POLL_PACKETS = 16
 
 _PING = Outgoing([str(engineio.packet.PING)])
 _CLOSE = Outgoing([str(engineio.packet.CLOSE)])

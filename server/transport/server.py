@@ -90,7 +90,6 @@ class TransportStats:
     conflated: int = 0
     malformed: int = 0
     paused: int = 0
-    sent_bytes: int = 0
 
 
 class EngineServer(engineio.AsyncServer):
