@@ -174,6 +174,11 @@ async def _disconnect(socket: socketio.AsyncClient) -> None:
                 task.cancel()
         await asyncio.wait([task for task in loops if task is not None])
         await socket.eio.disconnect(abort=True)
+    finally:
+        # A server that ends the connection may leave the client's websocket half closed.
+        connection = getattr(getattr(socket.eio, "ws", None), "_conn", None)
+        if connection is not None:
+            connection.close()
 
 
 class EventClient(_Client):
