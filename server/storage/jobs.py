@@ -6,6 +6,8 @@ import json
 import logging
 import sqlite3
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Member
@@ -17,15 +19,29 @@ from crdt.records import Award, RecordType, Score
 log = logging.getLogger(__name__)
 
 MAX_VALUE = 2**53
-MAX_BESTS = 10_000
+MAX_KNOWN = 10_000
 
 Bests = dict[tuple[UserId, str], dict[RecordType, float]]
 """(user, exercise) -> the largest value of each type among that user's sets."""
 
+
+@dataclass(slots=True)
+class Known:
+    """What the writer remembers of the database, good for as long as nothing is rolled back."""
+
+    bests: Bests = field(default_factory=dict)
+    last_seqs: dict[str, int] = field(default_factory=dict)
+    """document -> the last position of its log."""
+
+    def forget(self) -> None:
+        self.bests.clear()
+        self.last_seqs.clear()
+
+
 _TYPES: tuple[RecordType, ...] = ("volume", "weight", "e1rm", "reps", "seconds")
 _SCORE_KEY = "user_id = ? AND exercise = ? AND doc = ? AND set_id = ?"
-_BEST = f"""SELECT {", ".join(f"max({type_})" for type_ in _TYPES)} FROM scores
-    WHERE user_id = ? AND exercise = ?"""
+_BEST_OF_OTHERS = f"""SELECT {", ".join(f"max({type_})" for type_ in _TYPES)} FROM scores
+    WHERE user_id = ? AND exercise = ? AND NOT (doc = ? AND set_id = ?)"""
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -72,12 +88,16 @@ def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
         raise Unavailable(f"{doc} is damaged in the store at position {seq}")
 
 
-def append(db: sqlite3.Connection, batch: Append, bests: Bests) -> Stored:
-    """Append a record. `bests` is a cache, good for as long as no transaction is rolled back."""
+def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
+    """Append a record."""
     doc = str(batch.doc)
     if batch.summary is not None:
         _list(db, batch, batch.summary)
-    (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
+    seq = known.last_seqs.get(doc)
+    if seq is None:
+        (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
+        if len(known.last_seqs) >= MAX_KNOWN:
+            known.last_seqs.clear()
     if batch.update is not None:
         seq += 1
         entries = _to_json([_who(entry) for entry in batch.entries])
@@ -85,6 +105,7 @@ def append(db: sqlite3.Connection, batch: Append, bests: Bests) -> Stored:
             "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
             (doc, seq, batch.update, zlib.crc32(batch.update), entries),
         )
+    known.last_seqs[doc] = seq
     won: dict[str, dict[str, Award]] = {}
     by_entry: list[dict[str, dict[str, Award]]] = []
     for entry in batch.entries:
@@ -92,7 +113,7 @@ def append(db: sqlite3.Connection, batch: Append, bests: Bests) -> Stored:
         for member in entry.members:
             _set_member(db, doc, member)
         for score in entry.scores:
-            for award in _keep_score(db, bests, doc, score, entry.at_ms):
+            for award in _keep_score(db, known.bests, doc, score, entry.at_ms):
                 won.setdefault(award.set_id, {})[award.type] = award
                 by_entry[-1].setdefault(award.set_id, {})[award.type] = award
     stored = Stored(seq, won, by_entry)
@@ -178,18 +199,20 @@ def _keep_score(
     """Note what a set is worth now. Returns: the records that it wins by that."""
     who = (score.user_id, score.exercise)
     row = (*who, doc, score.set_id)
-    # A set that is corrected competes with the others, not with what it was.
-    if db.execute(f"DELETE FROM scores WHERE {_SCORE_KEY}", row).rowcount:
-        bests.pop(who, None)
+    values = {type_: value for type_, value in score.values.items() if 0 < value < MAX_VALUE}
+    # Nearly every set is a new one: that its row goes in says so.
+    if not values or not _insert_score(db, row, values):
+        # A set that is corrected competes with the others, not with what it was.
+        if db.execute(f"DELETE FROM scores WHERE {_SCORE_KEY}", row).rowcount:
+            bests.pop(who, None)
+        if not values:
+            return []
+        _insert_score(db, row, values)
     best = bests.get(who)
     if best is None:
-        if len(bests) >= MAX_BESTS:
+        if len(bests) >= MAX_KNOWN:
             bests.clear()
-        best = bests[who] = _best_of(db, who)
-    values = {type_: value for type_, value in score.values.items() if 0 < value < MAX_VALUE}
-    if values:
-        columns = (values.get(type_) for type_ in _TYPES)
-        db.execute("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *columns))
+        best = bests[who] = _best_of_others(db, row)
     won: list[Award] = []
     for type_, value in values.items():
         previous = best.get(type_)
@@ -206,8 +229,20 @@ def _keep_score(
     return won
 
 
-def _best_of(db: sqlite3.Connection, who: tuple[UserId, str]) -> dict[RecordType, float]:
-    found = db.execute(_BEST, who).fetchone()
+def _insert_score(
+    db: sqlite3.Connection, row: tuple[str, ...], values: Mapping[RecordType, float]
+) -> bool:
+    columns = (values.get(type_) for type_ in _TYPES)
+    return bool(
+        db.execute(
+            "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (*row, *columns),
+        ).rowcount
+    )
+
+
+def _best_of_others(db: sqlite3.Connection, row: tuple[str, ...]) -> dict[RecordType, float]:
+    found = db.execute(_BEST_OF_OTHERS, row).fetchone()
     return {type_: value for type_, value in zip(_TYPES, found, strict=True) if value is not None}
 
 

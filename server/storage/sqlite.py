@@ -70,6 +70,10 @@ class SqliteStore:
         try:
             self._db = _connect(path)
             _migrate(self._db)
+            # Room for the last pages of thousands of logs: with the default of 2 MiB nearly every
+            # append reads its page again, and a checkpoint finds each page changed once only.
+            self._db.execute("PRAGMA cache_size = -32768")
+            self._db.execute("PRAGMA wal_autocheckpoint = 4000")
             self._read_db = _connect(path)
             self._read_db.execute("PRAGMA query_only = ON")
         except sqlite3.Error as exc:
@@ -88,7 +92,7 @@ class SqliteStore:
         )
         self._purged_at = 0.0
         self._is_closed = False
-        self._bests: jobs.Bests = {}  # the writer thread's own
+        self._known = jobs.Known()  # the writer thread's own
         self._writer = threading.Thread(target=self._write_groups, name="sqlite-write", daemon=True)
         self._writer.start()
 
@@ -116,7 +120,7 @@ class SqliteStore:
 
     def append(self, batch: Append) -> asyncio.Future[Stored]:
         self.stats.appends += 1
-        return self._write(lambda db: jobs.append(db, batch, self._bests))
+        return self._write(lambda db: jobs.append(db, batch, self._known))
 
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
         return await self._write(lambda db: jobs.compact(db, doc, snapshot, upto, base))
@@ -265,12 +269,12 @@ class SqliteStore:
             raise
         except Exception as exc:
             self._db.execute("ROLLBACK TO job")
-            self._bests.clear()
+            self._known.forget()
             job.error = exc
         self._db.execute("RELEASE job")
 
     def _roll_back(self) -> None:
-        self._bests.clear()
+        self._known.forget()
         self._db.execute("ROLLBACK")
 
     def _purge_answers(self) -> None:
