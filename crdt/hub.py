@@ -288,7 +288,7 @@ class RoomHub:
 
     def _enqueue(self, live: LiveRoom, change: Change) -> asyncio.Future[Stored]:
         """Returns: a future for the change, which goes into the next append of its room."""
-        loop = asyncio.get_running_loop()
+        loop = live.loop
         stored: asyncio.Future[Stored] = loop.create_future()
         live.waiters.append(stored)
         if live.append is None:

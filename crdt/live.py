@@ -42,6 +42,7 @@ class LiveRoom:
     listeners: dict[ConnectionId, None] = field(default_factory=dict)
     """Those that get the JSON events."""
     sockets_of: Counter[UserId] = field(default_factory=Counter)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     leases: int = 0
     waiters: list[asyncio.Future[Stored]] = field(default_factory=list)
     """Who waits for the changes that were admitted, in the order of the changes."""

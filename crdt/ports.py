@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 from crdt.access import Member
 from crdt.events import DomainEvent
@@ -16,11 +17,12 @@ Durability = Literal["disk", "cluster", "local", "memory"]
 Awards = Mapping[str, Mapping[str, Award]]
 """set id -> record type -> the award."""
 
+NO_AWARDS: Awards = MappingProxyType({})
+
 Answer = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Author:
+class Author(NamedTuple):
     """Who made a change, with which device, through which connection."""
 
     user_id: UserId
@@ -44,22 +46,20 @@ class Summary:
     ended_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """How an append was stored: its position in the document's log, and the records it won, in
     all and by each of its entries."""
 
     seq: int
-    awards: Awards = field(default_factory=dict)
+    awards: Awards = NO_AWARDS
     by_entry: Sequence[Awards] = ()
 
     def of(self, index: int) -> Stored:
         """The same for one entry alone."""
-        return Stored(self.seq, self.by_entry[index] if self.by_entry else {})
+        return Stored(self.seq, self.by_entry[index] if self.by_entry else NO_AWARDS)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One change within an append: who made it, and what must become durable together with it.
 
     `answer` makes the ack from the outcome; what it returns is kept for `op_id`. It is called
@@ -75,8 +75,7 @@ class Entry:
     answer: Callable[[Stored], Answer] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """One log record: the merged update of all its entries (None if only members changed).
 
     `summary` is the document's summary if it is another one than before.
@@ -161,8 +160,7 @@ class Store(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """What a room tells its members after an append.
 
     `update` is None when only members changed. `sender` is the one connection that needs no copy

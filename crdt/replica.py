@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pycrdt import Doc, Map, Text, TransactionEvent, get_update
 from pycrdt import _pycrdt as native
@@ -55,8 +55,7 @@ class Remove:
 Write = Put | Remove
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(NamedTuple):
     """What one transaction changed: the Yjs v1 update that repeats it, and the values it left."""
 
     update: bytes
@@ -82,6 +81,8 @@ class Replica:
         self._roots: dict[str, Map[Any] | Text] = {}
         self._update: bytes | None = None
         self._touched: set[tuple[str, str]] = set()
+        # Client IDs whose updates came without a gap so far: nearly all of them, always.
+        self._in_step: set[int] = set()
         for name, root_type in ROOTS[kind].items():
             self._roots[name] = self._doc.get(name, type=cast(type[Map[Any]], root_type))
         self._raw = {name: root.integrated for name, root in self._roots.items()}
@@ -113,11 +114,14 @@ class Replica:
             Unsynced: it builds on changes that are missing here. Spoils the replica, unless the
                 gap could be seen before applying.
         """
-        self._refuse_gap(update)
+        writer = sole_writer(update)
+        if writer is not None and writer[0] not in self._in_step:
+            self._refuse_gap(*writer)
         self._begin()
         try:
             self.load(update)
-            complete = self._holds(update)
+            # What was taken in as it came is here; only what was not has to be looked into.
+            complete = self._update == update or self._holds(update)
             delta = self._delta()
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -125,6 +129,8 @@ class Replica:
             # A panic of the native code is no Exception.
             self.spoiled = True
             raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
+        if writer is not None and complete:
+            self._in_step.add(writer[0])
         if not complete:
             self.spoiled = True
             raise Unsynced("the update builds on changes that are missing here; sync first")
@@ -233,12 +239,8 @@ class Replica:
 
     # -- completeness -----------------------------------------------------------------------
 
-    def _refuse_gap(self, update: bytes) -> None:
+    def _refuse_gap(self, client_id: int, clock: int) -> None:
         """See the commonest gap, one writer's missing predecessor, before it does any harm."""
-        writer = sole_writer(update)
-        if writer is None:
-            return
-        client_id, clock = writer
         if not knows(self.state_vector(), client_id, clock):
             raise Unsynced("the update builds on changes that are missing here; sync first")
 

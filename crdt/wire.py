@@ -123,8 +123,10 @@ def is_deeper(value: Any, depth: int) -> bool:
         return False
     if depth == 0:
         return True
-    items = value.values() if isinstance(value, dict) else value
-    return any(is_deeper(item, depth - 1) for item in items)
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list) and is_deeper(item, depth - 1):
+            return True
+    return False
 
 
 def _finite(text: str) -> float:

@@ -342,9 +342,11 @@ def scores(before: View, delta: Delta) -> list[Score]:
             for id_, fields in before["sets"].items()
             if isinstance(fields, dict) and fields.get("exercise") in renamed
         }
+    if not touched:
+        return []
     found: list[Score] = []
     sets = {id_: delta.get(("sets", id_), before["sets"].get(id_)) for id_ in touched}
-    for set_id in order.in_order(sets):
+    for set_id in order.in_order(sets) if len(sets) > 1 else sets:
         old, new = before["sets"].get(set_id), sets[set_id]
         was = _whose(before, {}, old)
         now = _whose(before, delta, new)

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 ANSWERS_KEPT_S = 7 * 86_400
+BUSY_GROUP = 8
+WIDEST_WINDOW = 8
 
 
 class StorageError(Exception):
@@ -60,7 +62,9 @@ class SqliteStore:
         """Open or create the store.
 
         Args:
-            commit_window_s: how far apart commits are under load.
+            commit_window_s: how far apart commits are under load; several times as far where a
+                window brings more than `BUSY_GROUP` jobs, so that rooms gather their changes and
+                send them as one instead of falling behind.
         Raises:
             StorageError: the folder cannot be written, is in use, or holds a newer version.
         """
@@ -85,6 +89,8 @@ class SqliteStore:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlite-read")
         self._commit_window_s = commit_window_s
         self._group: list[_Job] = []
+        self._window_s = commit_window_s
+        self._loop: asyncio.AbstractEventLoop | None = None  # of whoever writes
         self._handing_over: asyncio.Handle | None = None
         self._handed_over_at = 0.0
         self._groups: queue.SimpleQueue[tuple[list[_Job], asyncio.AbstractEventLoop] | None] = (
@@ -194,14 +200,16 @@ class SqliteStore:
         A lone job goes to the writer at once. When jobs follow each other within the commit
         window, they wait for its end, and share one sync.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         if self._is_closed:
             done.set_exception(Unavailable("the store is closed"))
             return done
         self._group.append(_Job(work, done))
         if self._handing_over is None:
-            due = self._handed_over_at + self._commit_window_s
+            due = self._handed_over_at + self._window_s
             self._handing_over = (
                 loop.call_soon(self._hand_over, loop)
                 if loop.time() >= due
@@ -213,6 +221,8 @@ class SqliteStore:
         self._handing_over = None
         self._handed_over_at = loop.time()
         group, self._group = self._group, []
+        busier = len(group) / BUSY_GROUP
+        self._window_s = min(max(1.0, busier), WIDEST_WINDOW) * self._commit_window_s
         self._groups.put((group, loop))
 
     def _write_groups(self) -> None:
