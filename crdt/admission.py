@@ -18,13 +18,13 @@ A rule sees an item as it was and as it would be, and raises; the change is then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from crdt.access import Right
-from crdt.errors import Forbidden, Invalid
+from crdt.errors import Forbidden, Invalid, TooMany
 from crdt.ids import DocKind, UserId, is_id
 from crdt.replica import GONE, Delta, View
 from crdt.schema import (
@@ -54,6 +54,53 @@ def check(kind: DocKind, user_id: UserId, rights: Right, before: View, delta: De
         rules[root](user_id, rights, key, before[root].get(key, GONE), value)
         if value is not GONE and is_deeper(value, MAX_DEPTH):
             raise Invalid.at(f"{root}.{key}", "is nested too deeply")
+
+
+class DocumentLimits(NamedTuple):
+    """How large a document may become."""
+
+    max_bytes: int = 8 * 1024 * 1024
+    max_sets: int = 2_000
+    max_exercises: int = 200
+
+
+def check_counts(limits: DocumentLimits, before: View, delta: Delta) -> None:
+    """Raises TooLarge when a change adds to a list that is full."""
+    for root, most in (("sets", limits.max_sets), ("exercises", limits.max_exercises)):
+        items = before.get(root)
+        if items is None or len(items) + len(delta) <= most:
+            continue
+        changed = {key: value for (at, key), value in delta.items() if at == root}
+        added = sum(value is not GONE and key not in items for key, value in changed.items())
+        count = len(items) + added - sum(value is GONE for value in changed.values())
+        if added and count > most:
+            raise TooMany(root, count, most)
+
+
+def check_references(before: View, delta: Delta, removed: Container[str]) -> None:
+    """Whether the sets of a workout name exercises of its plan.
+
+    An exercise may be taken away while somebody logs a set of it without a connection. Neither is
+    refused: the set goes on naming what was there once.
+
+    Args:
+        removed: the exercises that were.
+    Raises:
+        Invalid: a set names an exercise that never was.
+    """
+    for (root, key), value in delta.items():
+        if root != "sets" or value is GONE:
+            continue
+        named, old = value.get("exercise"), before["sets"].get(key)
+        if isinstance(old, dict) and named == old.get("exercise"):
+            continue
+        if (
+            named is not None
+            and named not in before["exercises"]
+            and named not in removed
+            and delta.get(("exercises", named), GONE) is GONE
+        ):
+            raise Invalid.at(f"sets.{key}.exercise", "names no exercise of this workout")
 
 
 def _meta(fields: Mapping[str, tuple[TypeAdapter[Any], Right]]) -> Rule:

@@ -7,7 +7,8 @@
     ├── NotFound            not_found         no
     ├── Invalid             invalid           no    details: [{path, message}]
     ├── Conflict            conflict          no    details: what stands in the way
-    ├── TooLarge            too_large         no
+    ├── TooLarge            too_large         no    details: {size_bytes, limit_bytes}
+    │   └── TooMany         too_large         no    details: {count, limit}
     ├── RateLimited         rate_limited      yes   after retry_after_ms
     ├── Unsynced            unsynced          yes   after a sync
     └── Unavailable         unavailable       yes   the log cannot be written now
@@ -83,6 +84,17 @@ class TooLarge(RepSyncError):
         super().__init__(
             f"{what} of {size_bytes} bytes is over the limit of {limit_bytes}",
             details={"size_bytes": size_bytes, "limit_bytes": limit_bytes},
+        )
+
+
+class TooMany(TooLarge):
+    """There is no place for one more."""
+
+    def __init__(self, what: str, count: int, limit: int) -> None:
+        RepSyncError.__init__(
+            self,
+            f"{count} {what} are over the limit of {limit}",
+            details={"count": count, "limit": limit},
         )
 
 

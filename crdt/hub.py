@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from crdt.access import Member, User
+from crdt.admission import DocumentLimits
 from crdt.errors import Conflict, NotFound, Unavailable
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
@@ -33,6 +34,7 @@ class RoomHub:
     Args:
         idle_timeout_s: how long a room stays in memory after its last member left.
         compact_after: how many log records are gathered before they become a snapshot.
+        limits: how large a document may become.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class RoomHub:
         *,
         idle_timeout_s: float = 60.0,
         compact_after: int = 500,
+        limits: DocumentLimits = DocumentLimits(),  # noqa: B008 - immutable
     ) -> None:
         self._store = store
         self._outlet = outlet
         self._clock = clock
         self._idle_timeout_s = idle_timeout_s
         self._compact_after = compact_after
+        self._limits = limits
         self._rooms: dict[DocName, LiveRoom] = {}
         self._loading: dict[DocName, asyncio.Task[LiveRoom]] = {}
         self._is_closing = False
@@ -106,7 +110,7 @@ class RoomHub:
             await asyncio.wait([loading])  # somebody asked for it too early
         if exists or name in self._rooms:
             raise Conflict(f"{name} exists already")
-        live = self._rooms[name] = LiveRoom(name, Room(name))
+        live = self._rooms[name] = LiveRoom(name, Room(name, limits=self._limits))
         member = Member(owner.user.id, "owner", owner.user.name)
         shown = shown_member(owner.user, "owner", {owner.device["id"]: owner.device})
         # What the snapshot will be is known before the append; only its position is not.
@@ -203,7 +207,7 @@ class RoomHub:
         loaded = await self._store.load(name)
         if loaded is None:
             raise NotFound(f"there is no {name}")
-        live = self._rooms[name] = LiveRoom(name, Room(name, loaded))
+        live = self._rooms[name] = LiveRoom(name, Room(name, loaded, self._limits))
         if (orphan := self._orphans.get(name)) is not None:
             live.presence = orphan.presence
         self._watch_idle(live)

@@ -21,6 +21,8 @@ class _Document:
     log: dict[int, bytes] = field(default_factory=dict)
     members: dict[UserId, Member] = field(default_factory=dict)
     awards: dict[str, dict[str, Award]] = field(default_factory=dict)
+    client_ids: dict[int, UserId] = field(default_factory=dict)
+    removed_exercises: set[str] = field(default_factory=set)
 
 
 class MemoryStore:
@@ -47,6 +49,8 @@ class MemoryStore:
             found.snapshot_seq,
             dict(found.members),
             {set_id: dict(won) for set_id, won in found.awards.items()},
+            dict(found.client_ids),
+            frozenset(found.removed_exercises),
         )
 
     async def append(self, batch: Append) -> Stored:
@@ -73,6 +77,9 @@ class MemoryStore:
                     document.members[member.user_id] = member
                 else:
                     document.members.pop(member.user_id, None)
+            for client_id, user_id in entry.client_ids:
+                document.client_ids.setdefault(client_id, user_id)
+            document.removed_exercises.update(entry.removed_exercises)
             for score in entry.scores:
                 for award in self._keep_score(batch.doc, score):
                     won.setdefault(award.set_id, {})[award.type] = award

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -20,6 +20,9 @@ Awards = Mapping[str, Mapping[str, Award]]
 NO_AWARDS: Awards = MappingProxyType({})
 
 Answer = dict[str, Any]
+
+SERVER = UserId("")
+"""Who writes what an intent asks for."""
 
 
 class Author(NamedTuple):
@@ -73,6 +76,11 @@ class Entry(NamedTuple):
     scores: Sequence[Score] = ()
     members: Sequence[Member] = ()
     answer: Callable[[Stored], Answer] | None = None
+    client_ids: Sequence[tuple[int, UserId]] = ()
+    """Yjs client IDs that write in this document for the first time, and whose they are from now
+    on; `SERVER` for the server's own."""
+    removed_exercises: Sequence[str] = ()
+    """Taken out of the plan; sets that were logged elsewhere meanwhile may still name them."""
 
 
 class Append(NamedTuple):
@@ -100,6 +108,8 @@ class Loaded:
     snapshot_seq: int
     members: Mapping[UserId, Member]
     awards: Awards
+    client_ids: Mapping[int, UserId] = field(default_factory=dict)
+    removed_exercises: Collection[str] = ()
 
 
 class Store(Protocol):

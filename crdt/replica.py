@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -60,6 +60,8 @@ class Transaction(NamedTuple):
 
     update: bytes
     delta: Delta
+    writers: Collection[int]
+    """The Yjs client IDs under which something was inserted."""
 
 
 class Replica:
@@ -105,6 +107,11 @@ class Replica:
         finally:
             txn.drop()
 
+    @property
+    def client_id(self) -> int:
+        """Under which ID `write` writes."""
+        return self._doc.client_id
+
     def apply(self, update: bytes) -> Transaction | None:
         """Apply an untrusted Yjs v1 update.
 
@@ -115,6 +122,7 @@ class Replica:
                 gap could be seen before applying.
         """
         writer = sole_writer(update)
+        before = self.state_vector() if writer is None else b""
         if writer is not None and writer[0] not in self._in_step:
             self._refuse_gap(*writer)
         self._begin()
@@ -134,7 +142,7 @@ class Replica:
         if not complete:
             self.spoiled = True
             raise Unsynced("the update builds on changes that are missing here; sync first")
-        return self._transaction(delta)
+        return self._transaction(delta, self._writers(before))
 
     def write(self, writes: Iterable[Write]) -> Transaction | None:
         """Carry out `writes` in one transaction. They are the server's own, and checked before."""
@@ -150,7 +158,7 @@ class Replica:
             if isinstance(exc, Exception | KeyboardInterrupt | SystemExit):
                 raise
             raise RuntimeError("the native code panicked") from exc
-        return self._transaction(delta)
+        return self._transaction(delta, (self.client_id,))
 
     def state_vector(self) -> bytes:
         if self._state is None:
@@ -178,7 +186,7 @@ class Replica:
         Raises:
             Invalid: the bytes are no update.
         """
-        return not self._lacking(update).startswith(b"\x00")
+        return not self.lacking(update).startswith(b"\x00")
 
     def read(self) -> View:
         """The whole document as plain values."""
@@ -232,10 +240,26 @@ class Replica:
             txn.drop()
         return delta
 
-    def _transaction(self, delta: Delta) -> Transaction | None:
+    def _transaction(self, delta: Delta, writers: Collection[int]) -> Transaction | None:
         if self._update is None or self._update == EMPTY_UPDATE:
             return None
-        return Transaction(self._update, delta)
+        return Transaction(self._update, delta, writers)
+
+    def _writers(self, before: bytes) -> Collection[int]:
+        """The client IDs that inserted something in the last transaction.
+
+        Args:
+            before: the state vector before it, if several may have.
+        """
+        update = self._update or EMPTY_UPDATE
+        if update.startswith(b"\x00"):
+            return ()  # only deletions
+        writer = sole_writer(update)
+        if writer is not None:
+            return (writer[0],)
+        known = state_clocks(before)
+        clocks = state_clocks(self.state_vector()).items()
+        return [client_id for client_id, clock in clocks if clock > known.get(client_id, 0)]
 
     # -- completeness -----------------------------------------------------------------------
 
@@ -250,7 +274,7 @@ class Replica:
         Applying an update whose predecessor is missing raises nothing. It shows in what the
         document's state vector still lacks of it: insertions, or deletions of unknown items.
         """
-        lacking = self._lacking(update)
+        lacking = self.lacking(update)
         if lacking == EMPTY_UPDATE:
             return True
         if not lacking.startswith(b"\x00"):
@@ -258,7 +282,8 @@ class Replica:
         known = state_clocks(self.state_vector())
         return all(end <= known.get(client_id, 0) for client_id, end in deleted_ends(lacking[1:]))
 
-    def _lacking(self, update: bytes) -> bytes:
+    def lacking(self, update: bytes) -> bytes:
+        """What of an update is not here yet, and all that it deletes. Raises Invalid."""
         try:
             return get_update(update, self.state_vector())
         except (KeyboardInterrupt, SystemExit):

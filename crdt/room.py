@@ -21,10 +21,11 @@ from pycrdt import merge_updates
 
 from crdt import admission, template, workout
 from crdt.access import Member, Right, User, rights_of
-from crdt.errors import Conflict, Forbidden, RepSyncError
+from crdt.errors import Conflict, Forbidden, RepSyncError, TooLarge
 from crdt.events import DomainEvent
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import (
+    SERVER,
     Answer,
     Append,
     Author,
@@ -39,7 +40,9 @@ from crdt.records import Award, Score
 from crdt.replica import (
     EMPTY_STATE_VECTOR,
     EMPTY_UPDATE,
+    GONE,
     Delta,
+    Remove,
     Replica,
     Transaction,
     View,
@@ -48,6 +51,9 @@ from crdt.replica import (
 )
 
 MAX_UNAPPLIED = 64
+
+BY_CLIENT = "sync-update"
+"""What the log calls a change that a Yjs client made; others are called by their intent."""
 
 
 @dataclass(slots=True)
@@ -70,8 +76,14 @@ class Batch(NamedTuple):
 class Room:
     """A document and who may use it, opened from what the store holds (None for a new one)."""
 
-    def __init__(self, name: DocName, loaded: Loaded | None = None) -> None:
+    def __init__(
+        self,
+        name: DocName,
+        loaded: Loaded | None = None,
+        limits: admission.DocumentLimits = admission.DocumentLimits(),  # noqa: B008 - immutable
+    ) -> None:
         self.name = name
+        self._limits = limits
         self.seq = loaded.seq if loaded else 0
         self.snapshot_seq = loaded.snapshot_seq if loaded else 0
         self.members: dict[UserId, Member] = dict(loaded.members) if loaded else {}
@@ -79,6 +91,11 @@ class Room:
         self.awards: dict[str, dict[str, Award]] = (
             {set_id: dict(won) for set_id, won in loaded.awards.items()} if loaded else {}
         )
+        self.client_ids = dict(loaded.client_ids) if loaded else {}
+        self._removed_exercises = set(loaded.removed_exercises) if loaded else set()
+        # What the document takes at most: its size when last measured, and all that came since.
+        self._size_bytes = 0
+        self._measured_bytes = 0
         self._exists = loaded is not None
         self._has_gap = False
         self._replica = Replica(name.kind, is_watched=False)
@@ -87,6 +104,7 @@ class Room:
             if loaded.snapshot is not None:
                 self._replica.load(loaded.snapshot)
             self._replica.load(*loaded.updates)
+            self._size_bytes = len(loaded.snapshot or b"") + sum(map(len, loaded.updates))
         self._view = self._replica.read()
         self._listed_as = self._summary_of(self._view) if self._exists else None
         self._waiting: list[Change] = []
@@ -180,6 +198,7 @@ class Room:
             return None  # what most clients answer to a sync-step-1
         if Right.WRITE not in rights and self._head.brings_news(update):
             raise Forbidden("this role can read the document only")
+        self._demand_space(update)
         try:
             transaction = self._head.apply(update)
         except RepSyncError:
@@ -190,11 +209,35 @@ class Room:
             return None
         try:
             before = self._head_view
+            self._demand_own(transaction.writers, author.user_id)
             admission.check(self.name.kind, author.user_id, rights, before, transaction.delta)
-            return self._accept(transaction, author, at_ms, "sync-update")
+            if self.name.kind is DocKind.WORKOUT:
+                admission.check_references(before, transaction.delta, self._removed_exercises)
+            return self._accept(transaction, author, at_ms, BY_CLIENT)
         except BaseException:
             self._rebuild_head()
             raise
+
+    def _demand_own(self, client_ids: Iterable[int], user_id: UserId) -> None:
+        """Raises Forbidden if one of these Yjs client IDs belongs to somebody else."""
+        for client_id in client_ids:
+            if self.client_ids.get(client_id, user_id) != user_id:
+                raise Forbidden(f"the Yjs client ID {client_id} is somebody else's")
+
+    def _demand_space(self, update: bytes = b"") -> None:
+        """Raises TooLarge if the document is full; what only deletes is let through."""
+        most = self._limits.max_bytes
+        if self._size_bytes + len(update) <= most or update.startswith(b"\x00"):
+            return
+        # What was replaced and deleted takes no space any more. Looked up for every sixteenth that
+        # comes, not for every update that a full document is sent.
+        if self._size_bytes - self._measured_bytes > most // 16:
+            self._size_bytes = self._measured_bytes = len(self._head.diff())
+        # A client may well send what is here already, which takes none either.
+        news = self._head.lacking(update) if update else b""
+        size_bytes = self._size_bytes + len(news)
+        if size_bytes > most and not news.startswith(b"\x00"):
+            raise TooLarge("the document", size_bytes, most)
 
     def edit(
         self,
@@ -209,13 +252,15 @@ class Room:
     ) -> Change:
         """Carry out an intent's writes, planned on `head`, in one transaction."""
         transaction = None
-        if writes:
-            try:
+        if writes and not all(isinstance(write, Remove) for write in writes):
+            self._demand_space()
+        try:
+            if writes:
                 transaction = self._head.write(writes)
-            except BaseException:
-                self._rebuild_head()
-                raise
-        return self._accept(transaction, author, at_ms, event, op_id, tuple(members), answer)
+            return self._accept(transaction, author, at_ms, event, op_id, tuple(members), answer)
+        except BaseException:
+            self._rebuild_head()
+            raise
 
     def _accept(
         self,
@@ -227,21 +272,43 @@ class Room:
         members: tuple[Member, ...] = (),
         answer: Callable[[Stored], Answer] | None = None,
     ) -> Change:
-        update, delta = (transaction.update, transaction.delta) if transaction else (None, {})
+        update, delta, writers = transaction or (None, {}, ())
         events: list[DomainEvent] = []
         scores: list[Score] = []
         before = self._head_view
+        admission.check_counts(self._limits, before, delta)
         if delta and self.name.kind is DocKind.WORKOUT:
             self._names[author.user_id] = author.name
             events = workout.project(self.name.id, before, delta, self._names)
             scores = workout.scores(before, delta)
         elif delta:
             events = template.project(self.name.id, before, delta)
+        removed = [
+            key for (root, key), value in delta.items() if root == "exercises" and value is GONE
+        ]
+        entry = Entry(
+            author,
+            at_ms,
+            event,
+            op_id,
+            scores,
+            members,
+            answer,
+            self._bind(writers, author.user_id if event == BY_CLIENT else SERVER),
+            removed,
+        )
         apply_delta(before, delta)
-        entry = Entry(author, at_ms, event, op_id, scores, members, answer)
+        self._removed_exercises.update(removed)
+        self._size_bytes += len(update or b"")
         change = Change(entry, update, delta, events)
         self._waiting.append(change)
         return change
+
+    def _bind(self, client_ids: Iterable[int], user_id: UserId) -> Sequence[tuple[int, UserId]]:
+        """Make new Yjs client IDs this user's. Returns: those that were."""
+        bound = [(id_, user_id) for id_ in client_ids if id_ not in self.client_ids]
+        self.client_ids.update(bound)
+        return bound
 
     # -- into the log -----------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 def load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
     key = (str(doc),)
-    db.execute("BEGIN")  # one state of the database for all four reads
+    db.execute("BEGIN")  # one state of the database for all reads
     try:
         row = db.execute("SELECT * FROM documents WHERE doc = ?", key).fetchone()
         if row is None:
@@ -77,9 +77,19 @@ def load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
                 _whole(won["value"]),
                 None if won["previous"] is None else _whole(won["previous"]),
             )
+        client_ids = {
+            bound["client_id"]: UserId(bound["user_id"])
+            for bound in db.execute("SELECT client_id, user_id FROM client_ids WHERE doc = ?", key)
+        }
+        removed = frozenset(
+            gone["exercise_id"]
+            for gone in db.execute("SELECT exercise_id FROM removed_exercises WHERE doc = ?", key)
+        )
     finally:
         db.execute("COMMIT")
-    return Loaded(row["snapshot"], updates, seq, row["snapshot_seq"], members, awards)
+    return Loaded(
+        row["snapshot"], updates, seq, row["snapshot_seq"], members, awards, client_ids, removed
+    )
 
 
 def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
@@ -112,6 +122,10 @@ def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
         by_entry.append({})
         for member in entry.members:
             _set_member(db, doc, member)
+        for bound in entry.client_ids:
+            db.execute("INSERT OR IGNORE INTO client_ids VALUES (?, ?, ?)", (doc, *bound))
+        for exercise_id in entry.removed_exercises:
+            db.execute("INSERT OR IGNORE INTO removed_exercises VALUES (?, ?)", (doc, exercise_id))
         for score in entry.scores:
             for award in _keep_score(db, known.bests, doc, score, entry.at_ms):
                 won.setdefault(award.set_id, {})[award.type] = award

@@ -106,6 +106,17 @@ class StoreContract:
             assert loaded is not None
             assert list(loaded.updates) == [b"created", *(bytes([i]) for i in range(5))]
 
+    async def test_what_is_known_beside_the_log_comes_back(self, store: Store) -> None:
+        await create(store)
+        first = entry(client_ids=[(7, ANA), (2**53 - 1, BEN)], removed_exercises=["squat"])
+        await store.append(record(b"x", first))
+        again = entry("ben", client_ids=[(7, BEN), (8, UserId(""))], removed_exercises=["squat"])
+        await store.append(record(b"y", again))
+        loaded = await store.load(LEG_DAY)
+        assert loaded is not None
+        assert dict(loaded.client_ids) == {7: ANA, 2**53 - 1: BEN, 8: ""}
+        assert list(loaded.removed_exercises) == ["squat"]
+
     # -- creating -------------------------------------------------------------------------------
 
     async def test_a_document_is_created_once(self, store: Store) -> None:

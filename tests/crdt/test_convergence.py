@@ -88,7 +88,8 @@ def edit_workout(roots: dict[str, Any], user_id: str, what: str, n: int, text: s
     if what == "put":
         exercises[f"e{n}"] = Map(exercise_fields(name=text, order=f"a{n}"))
     elif what == "type":
-        sets[own] = Map(set_fields(user_id=user_id, exercise=f"e{n}", note=text))
+        of = {"exercise": f"e{n}"} if f"e{n}" in exercises else {}
+        sets[own] = Map(set_fields(user_id=user_id, note=text, **of))
     elif what == "patch" and own in sets:
         sets[own]["reps"] = len(text)
     elif what == "patch" and f"e{n}" in exercises:
@@ -97,6 +98,9 @@ def edit_workout(roots: dict[str, Any], user_id: str, what: str, n: int, text: s
         del sets[own]
     elif what == "remove" and f"e{n}" in exercises:
         del exercises[f"e{n}"]
+        for set_id, fields in list(sets.items()):
+            if fields["user_id"] == user_id and fields.get("exercise") == f"e{n}":
+                del sets[set_id]
     elif what == "title":
         roots["meta"]["title"] = text
 

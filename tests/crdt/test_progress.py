@@ -19,7 +19,7 @@ NOTHING = {"sets_done": 0, "volume_kg": 0, "reps": 0, "best": {}, "records": []}
 
 def measured(**fields: Any) -> dict[str, Any]:
     """A set of ana's with only these measures."""
-    bare = {"weight_kg": None, "reps": None, **fields}
+    bare = {"weight_kg": None, "reps": None, "exercise": "squat", **fields}
     return {key: value for key, value in set_fields(**bare).items() if value is not None}
 
 
@@ -57,7 +57,9 @@ def test_only_those_who_train_are_shown(role: str, is_shown: bool) -> None:
 
 def test_a_coach_who_logs_a_set_trains() -> None:
     coach = Member(UserId("ben"), "coach", "Ben")
-    assert shown(set_fields(user_id="ben"), roster=(coach,))["ben"]["sets_done"] == 1
+    assert (
+        shown(set_fields(exercise="squat", user_id="ben"), roster=(coach,))["ben"]["sets_done"] == 1
+    )
 
 
 def test_planned_sets_are_counted_for_everybody() -> None:
@@ -154,7 +156,10 @@ def test_numbers_beyond_reason_break_nothing(huge: float) -> None:
 
 
 def test_progress_does_not_depend_on_the_order_in_which_a_map_hands_out_its_sets() -> None:
-    sets = {"b": set_fields(order="a0"), "a": set_fields(order="a1", weight_kg=120)}
+    sets = {
+        "b": set_fields(exercise="squat", order="a0"),
+        "a": set_fields(exercise="squat", order="a1", weight_kg=120),
+    }
     awards = {id_: {"weight": Award(id_, UserId("ana"), "x", "weight", 1, None)} for id_ in sets}
     views = [
         {"meta": {}, "exercises": {}, "sets": {id_: sets[id_] for id_ in ids}, "timers": {}}

@@ -247,7 +247,7 @@ def test_an_exercise_of_which_others_have_sets_stays() -> None:
 
 
 def test_a_set_carries_who_did_it_where_and_when() -> None:
-    assert logged().view["sets"]["s"] == set_fields(device_id="phone")
+    assert logged().view["sets"]["s"] == set_fields(exercise="squat", device_id="phone")
 
 
 def test_sets_stand_in_the_order_in_which_they_were_done() -> None:
@@ -352,7 +352,7 @@ def test_a_set_is_told_with_its_user_whoever_wrote_it() -> None:
     assert told.payload == {
         "workout_id": "w",
         "set_id": "s",
-        "set": {**set_fields(device_id="phone"), "id": "s"},
+        "set": {**set_fields(exercise="squat", device_id="phone"), "id": "s"},
         "user": {"id": "ana", "name": "Ana"},
         "is_pr": False,
     }
@@ -446,7 +446,7 @@ def scored(scores: list[Score]) -> dict[tuple[str, str], Any]:
 
 
 def test_a_new_set_competes_under_its_exercises_key() -> None:
-    found = plan("squat").score(lambda peer: peer.set("s"))
+    found = plan("squat").score(lambda peer: peer.set("s", exercise="squat"))
     assert scored(found)["ana", "name:squat"].keys() == {"weight", "volume", "e1rm"}
 
 
@@ -497,7 +497,7 @@ def test_a_set_that_belongs_nowhere_scores_nothing(changes: dict[str, Any]) -> N
 def test_a_set_and_its_exercise_may_come_in_one_transaction() -> None:
     def edit(roots: dict[str, Any]) -> None:
         roots["exercises"]["squat"] = Map(exercise_fields())
-        roots["sets"]["s"] = Map(set_fields())
+        roots["sets"]["s"] = Map(set_fields(exercise="squat"))
 
     found = Document().score(lambda peer: peer.change(edit))
     assert ("ana", "name:squat") in scored(found)
@@ -514,7 +514,7 @@ def test_a_snapshot_has_the_shape_of_the_wire_contract() -> None:
         *("ended_at", "active_ms", "server_time", "version"),
     }
     assert (shown["id"], shown["status"], shown["title"]) == ("w", "planned", "Leg day")
-    assert shown["sets"] == [{**set_fields(device_id="phone"), "id": "s"}]
+    assert shown["sets"] == [{**set_fields(exercise="squat", device_id="phone"), "id": "s"}]
 
 
 def test_a_snapshot_counts_progress_and_records() -> None:
@@ -537,7 +537,9 @@ def many_sets() -> Callable[[Peer], bytes]:
 
     def edit(roots: dict[str, Any]) -> None:
         for i in reversed(range(10)):
-            fields = set_fields(order=f"a{i}", completed_at=NOW_MS + i, weight_kg=100 + i)
+            fields = set_fields(
+                exercise="squat", order=f"a{i}", completed_at=NOW_MS + i, weight_kg=100 + i
+            )
             roots["sets"][f"s{i}"] = Map(fields)
 
     return lambda peer: peer.change(edit)

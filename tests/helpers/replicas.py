@@ -21,7 +21,6 @@ def exercise_fields(**changes: Any) -> dict[str, Any]:
 def set_fields(**changes: Any) -> dict[str, Any]:
     return {
         "user_id": "ana",
-        "exercise": "squat",
         "order": "a0",
         "kind": "normal",
         "weight_kg": 100,

@@ -24,7 +24,6 @@ def a_set(note: str) -> Map[Any]:
     return Map(
         {
             "user_id": "ana",
-            "exercise": "e1",
             "order": "a0",
             "kind": "normal",
             "reps": 8,
