@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -81,7 +81,7 @@ class Replica:
         self._native = self._doc._doc
         self._state: bytes | None = None
         self._roots: dict[str, Map[Any] | Text] = {}
-        self._update: bytes | None = None
+        self._updates: list[bytes] = []
         self._touched: set[tuple[str, str]] = set()
         # Client IDs whose updates came without a gap so far: nearly all of them, always.
         self._in_step: set[int] = set()
@@ -92,7 +92,7 @@ class Replica:
             self.load(state)
         self._subscriptions: list[native.Subscription] = []
         if is_watched:
-            self._subscriptions.append(self._native.observe(self._on_transaction))
+            self._subscriptions.append(self._native.observe(_noting(self._updates)))
             for name, root in self._raw.items():
                 self._subscriptions.append(self._watch(name, root))
 
@@ -129,7 +129,7 @@ class Replica:
         try:
             self.load(update)
             # What was taken in as it came is here; only what was not has to be looked into.
-            complete = self._update == update or self._holds(update)
+            complete = self._made() == update or self._holds(update)
             delta = self._delta()
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -203,9 +203,6 @@ class Replica:
 
     # -- what a transaction changed ---------------------------------------------------------
 
-    def _on_transaction(self, event: TransactionEvent) -> None:
-        self._update = event.update
-
     def _watch(self, name: str, root: native.Map | native.Text) -> native.Subscription:
         touched = self._touched
         if isinstance(root, native.Text):
@@ -221,8 +218,12 @@ class Replica:
         return root.observe_deep(on_events)
 
     def _begin(self) -> None:
-        self._update = None
+        self._updates.clear()
         self._touched.clear()
+
+    def _made(self) -> bytes:
+        """The update that repeats the last transaction."""
+        return self._updates[-1] if self._updates else EMPTY_UPDATE
 
     def _delta(self) -> Delta:
         delta: Delta = {}
@@ -241,9 +242,8 @@ class Replica:
         return delta
 
     def _transaction(self, delta: Delta, writers: Collection[int]) -> Transaction | None:
-        if self._update is None or self._update == EMPTY_UPDATE:
-            return None
-        return Transaction(self._update, delta, writers)
+        update = self._made()
+        return None if update == EMPTY_UPDATE else Transaction(update, delta, writers)
 
     def _writers(self, before: bytes) -> Collection[int]:
         """The client IDs that inserted something in the last transaction.
@@ -251,7 +251,7 @@ class Replica:
         Args:
             before: the state vector before it, if several may have.
         """
-        update = self._update or EMPTY_UPDATE
+        update = self._made()
         if update.startswith(b"\x00"):
             return ()  # only deletions
         writer = sole_writer(update)
@@ -326,6 +326,12 @@ class Replica:
         if shape is Map:
             return Map({key: self._shared((*path, key), item) for key, item in value.items()})
         return value
+
+
+def _noting(updates: list[bytes]) -> Callable[[TransactionEvent], None]:
+    """What native code calls must not lead back to the replica: no garbage collector would see
+    that ring, and every replica would stay in memory for ever."""
+    return lambda event: updates.append(event.update)
 
 
 def _plain(value: Any, txn: native.Transaction) -> Any:
