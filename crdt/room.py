@@ -58,11 +58,8 @@ class Change:
     update: bytes | None
     delta: Delta
     events: list[DomainEvent]
-
-    @property
-    def touches_access(self) -> bool:
-        """Whether it changes who may do what."""
-        return bool(self.entry.members) or ("meta", "visibility") in self.delta
+    touches_access: bool
+    """Whether it changes who may do what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +267,12 @@ class Room:
             events = template.project(self.name.id, before, delta)
         apply_delta(before, delta)
         entry = Entry(author, at_ms, event, op_id, scores, members, answer)
-        change = Change(entry, update, delta, events)
+        touches_access = bool(members) or ("meta", "visibility") in delta
+        change = Change(entry, update, delta, events, touches_access)
         self._waiting.append(change)
         for member in members:
             _set_member(self.roster, member)
-        self._access_changes += change.touches_access
+        self._access_changes += touches_access
         return change
 
     # -- into the log -----------------------------------------------------------------------
@@ -345,6 +343,7 @@ class Room:
                 ("meta", "visibility") in change.delta
                 or not all(member.role for member in change.entry.members)  # every role reads
                 for change in batch.changes
+                if change.touches_access
             ),
         )
 
