@@ -7,9 +7,10 @@
 | participant  |  x   |   x   |     |        |      | viewer        |  x   |       |        |
 | spectator    |  x   |       |     |        |
 
-Run is starting, pausing and ending a workout; manage is letting others in. A set belongs to the
-user who did it, whatever the role. Who is no member reads what its visibility shows, and nothing
-else: private none, friends those whose token lists the owner, public everybody.
+Run is starting, pausing and ending a workout; manage is letting others in and out, and locking. A
+set belongs to the user who did it, whatever the role. Who is no member reads what the visibility
+shows, and nothing else: private none, friends those whose token lists the owner, public everybody.
+The role in a token (`admin`) gives no right to a document.
 """
 
 from __future__ import annotations
@@ -76,6 +77,15 @@ def rights_of(
     if member is not None:
         return RIGHTS[kind].get(member.role, Right.NONE)
     return Right.READ if is_visible(meta, user.friends) else Right.NONE
+
+
+def visitor_roles(kind: DocKind, meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """As what somebody may become a member who sees the document and was not invited, the usual
+    role first. A group is trained in or watched, a solo workout watched; coaches are invited, and
+    a template is shared."""
+    if kind is DocKind.TEMPLATE:
+        return ()
+    return ("participant", "spectator") if meta.get("mode") == "group" else ("spectator",)
 
 
 def is_visible(meta: Mapping[str, Any], friends: Collection[str]) -> bool:

@@ -1,30 +1,36 @@
-"""What a Yjs client may change, and what it may write: one row for each root of a document.
+"""Who may change what, through which door, and what may be written: one row for each root.
 
-| workout root | rule                                                                    |
-|--------------|-------------------------------------------------------------------------|
-| `meta`       | title; mode and visibility by who manages; the rest is the server's     |
-| `exercises`  | everybody who writes; an item must fit `WorkoutExerciseItem`            |
-| `sets`       | one's own only, before and after; an item must fit `SetItem`            |
-| `timers`     | the server's: they carry its time                                       |
+| workout root | of who writes: a Yjs client                   | an intent                       |
+|--------------|-----------------------------------------------|---------------------------------|
+| `meta`       | the fields that `META` gives a shape          | the fields that `META` lists    |
+| `exercises`  | an item must fit `WorkoutExerciseItem`        | whatever the intent may say     |
+| `sets`       | one's own, before and after; fits `SetItem`   | one's own, before and after     |
+| `timers`     | nothing: they carry the server's time         | one's own and the room's;       |
+|              |                                               | everybody's by who runs         |
 
-| template root | rule                                                                   |
-|---------------|------------------------------------------------------------------------|
-| `meta`        | title, goal, difficulty; visibility by who manages; the rest is the server's |
-| `exercises`   | everybody who writes; an item must fit `TemplateExerciseItem`          |
-| `notes`       | everybody who writes                                                   |
+| template root | of who writes: a Yjs client                  | an intent                       |
+|---------------|----------------------------------------------|---------------------------------|
+| `meta`        | the fields that `META` gives a shape         | the fields that `META` lists    |
+| `exercises`   | an item must fit `TemplateExerciseItem`      | whatever the intent may say     |
+| `notes`       | any text                                     | any text                        |
 
-A rule sees an item as it was and as it would be, and raises; the change is then refused whole.
+`META` says which right a field asks for. What an intent writes was given its shape when the intent
+was read. While `meta.locked` is set, nobody changes anything but the lock and the visibility. A
+rule sees an item as it was and as it would be, and raises; the change is then refused whole.
+`check_members` says who may let in whom, `check_references` which exercises a set may name, and
+`check_counts` when a list is full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from crdt.access import Right
-from crdt.errors import Forbidden, Invalid, TooMany
+from crdt.access import RIGHTS, Member, Right, visitor_roles
+from crdt.errors import Conflict, Forbidden, Invalid, Locked, TooMany
 from crdt.ids import DocKind, UserId, is_id
 from crdt.replica import GONE, Delta, View
 from crdt.schema import (
@@ -46,9 +52,11 @@ Rule = Callable[[UserId, Right, str, Any, Any], None]
 
 
 def check(kind: DocKind, user_id: UserId, rights: Right, before: View, delta: Delta) -> None:
-    """Raises Forbidden or Invalid unless this user may make this change."""
+    """Raises Forbidden, Locked or Invalid unless this user may make this change as a Yjs client."""
     if Right.WRITE not in rights:
         raise Forbidden("this role can read the document only")
+    if before["meta"].get("locked"):
+        _refuse_content(delta)
     rules = RULES[kind]
     for (root, key), value in delta.items():
         rules[root](user_id, rights, key, before[root].get(key, GONE), value)
@@ -103,16 +111,91 @@ def check_references(before: View, delta: Delta, removed: Container[str]) -> Non
             raise Invalid.at(f"sets.{key}.exercise", "names no exercise of this workout")
 
 
-def _meta(fields: Mapping[str, tuple[TypeAdapter[Any], Right]]) -> Rule:
+def check_intent(kind: DocKind, user_id: UserId, rights: Right, before: View, delta: Delta) -> None:
+    """The same for what an intent of this user writes. Raises Forbidden or Locked."""
+    if Right.WRITE not in rights:
+        raise Forbidden("this role can read the document only")
+    if before["meta"].get("locked"):
+        _refuse_content(delta)
+    rules = INTENT_RULES[kind]
+    for (root, key), value in delta.items():
+        rules[root](user_id, rights, key, before[root].get(key, GONE), value)
+
+
+def check_members(
+    kind: DocKind,
+    user_id: UserId,
+    rights: Right,
+    meta: Mapping[str, Any],
+    roster: Mapping[UserId, Member],
+    members: Iterable[Member],
+) -> None:
+    """Who manages the document lets others in, and out again. Who sees it may become a member as a
+    visitor does, and who is one may go by another name. The owner stays the owner.
+
+    Args:
+        roster: who the members are.
+        members: who they are to be; an empty role takes somebody out.
+    Raises:
+        Conflict, Forbidden: this user may not do that.
+    """
+    for member in members:
+        known = roster.get(member.user_id)
+        if known is not None and known.role == "owner" != member.role:
+            raise Conflict("the owner stays the owner")
+        is_self = member.user_id == user_id
+        if is_self and known is not None and known.role == member.role:
+            continue  # by another name
+        if is_self and known is None and Right.READ in rights:
+            if member.role not in visitor_roles(kind, meta):
+                raise Forbidden("this role is given by invitation")
+        elif Right.MANAGE not in rights:
+            raise Forbidden("only who manages the document lets others in or out")
+        elif member.role == "owner" or member.role not in ("", *RIGHTS[kind]):
+            raise Forbidden("this role cannot be given")
+
+
+_NO_CONTENT = {("meta", "locked"), ("meta", "visibility")}
+
+
+def _refuse_content(delta: Delta) -> None:
+    # A change without a delta is one of roots that are not in the schema.
+    if not delta or not delta.keys() <= _NO_CONTENT:
+        raise Locked("the document is locked")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of `meta`: who may change it, and what it may hold when a Yjs client writes it; a
+    field without a shape is written by the server, when an intent asks for it."""
+
+    right: Right
+    shape: TypeAdapter[Any] | None = None
+    is_optional: bool = False
+
+
+def _meta(fields: Mapping[str, Field]) -> Rule:
     def rule(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
-        if key not in fields:
+        field = fields.get(key)
+        if field is None or field.shape is None:
             raise Forbidden(f"meta.{key} cannot be changed by a document's client")
-        shape, right = fields[key]
-        if right not in rights:
+        if field.right not in rights:
             raise Forbidden(f"meta.{key} can be changed by who manages the document only")
-        if new is GONE:
+        if new is not GONE:
+            _fit(field.shape, f"meta.{key}", new)
+        elif not field.is_optional:
             raise Invalid.at(f"meta.{key}", "cannot be removed")
-        _fit(shape, f"meta.{key}", new)
+
+    return rule
+
+
+def _meta_by_intent(fields: Mapping[str, Field]) -> Rule:
+    def rule(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
+        field = fields.get(key)
+        if field is None:
+            raise Forbidden(f"meta.{key} is written once, when the document is made")
+        if field.right not in rights:
+            raise Forbidden(f"meta.{key} cannot be changed by this role")
 
     return rule
 
@@ -130,8 +213,12 @@ def _items(root: str, model: type[BaseModel]) -> Rule:
 def _own_sets(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
     if new is not GONE:
         _fit_item(_SET, "sets", key, new)
-        if new.get("user_id") != user_id:
-            raise Forbidden("a set is written in the name of the one who did it")
+    _own(user_id, rights, key, old, new)
+
+
+def _own(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
+    if new is not GONE and new.get("user_id") != user_id:
+        raise Forbidden("a set is written in the name of the one who did it")
     if isinstance(old, dict) and old.get("user_id") != user_id:
         raise Forbidden("a set can be changed by the one who did it only")
 
@@ -140,8 +227,13 @@ def _server_only(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -
     raise Forbidden("timers carry the server's time and are set by the server")
 
 
+def _own_timers(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
+    if key not in (user_id, ROOM_TIMER) and Right.RUN not in rights:
+        raise Forbidden("somebody else's timer is theirs")
+
+
 def _anything(user_id: UserId, rights: Right, key: str, old: Any, new: Any) -> None:
-    """A text is a text."""
+    """Whoever writes may write it: a text is a text, and an intent's item has its shape."""
 
 
 def _fit_item(shape: TypeAdapter[Any], root: str, key: str, value: Any) -> None:
@@ -168,29 +260,54 @@ def _fit(shape: TypeAdapter[Any], path: str, value: Any) -> None:
 
 _SET: TypeAdapter[Any] = TypeAdapter(SetItem)
 
+ROOM_TIMER = "room"
+"""The key of the timer that everybody in a workout shares; the others are user ids."""
+
+META: dict[DocKind, dict[str, Field]] = {
+    DocKind.WORKOUT: {
+        "title": Field(Right.WRITE, TypeAdapter(Title)),
+        "mode": Field(Right.MANAGE, TypeAdapter(Mode)),
+        "visibility": Field(Right.MANAGE, TypeAdapter(Visibility)),
+        "status": Field(Right.RUN),
+        "started_at": Field(Right.RUN),
+        "resumed_at": Field(Right.RUN),
+        "ended_at": Field(Right.RUN),
+        "active_ms": Field(Right.RUN),
+    },
+    DocKind.TEMPLATE: {
+        "title": Field(Right.WRITE, TypeAdapter(Title)),
+        "goal": Field(Right.WRITE, TypeAdapter(Goal), is_optional=True),
+        "difficulty": Field(Right.WRITE, TypeAdapter(Label), is_optional=True),
+        "visibility": Field(Right.MANAGE, TypeAdapter(Visibility)),
+        "locked": Field(Right.MANAGE),
+    },
+}
+"""The fields that can be changed; all others are written when the document is made."""
+
 RULES: dict[DocKind, dict[str, Rule]] = {
     DocKind.WORKOUT: {
-        "meta": _meta(
-            {
-                "title": (TypeAdapter(Title), Right.WRITE),
-                "mode": (TypeAdapter(Mode), Right.MANAGE),
-                "visibility": (TypeAdapter(Visibility), Right.MANAGE),
-            }
-        ),
+        "meta": _meta(META[DocKind.WORKOUT]),
         "exercises": _items("exercises", WorkoutExerciseItem),
         "sets": _own_sets,
         "timers": _server_only,
     },
     DocKind.TEMPLATE: {
-        "meta": _meta(
-            {
-                "title": (TypeAdapter(Title), Right.WRITE),
-                "goal": (TypeAdapter(Goal), Right.WRITE),
-                "difficulty": (TypeAdapter(Label), Right.WRITE),
-                "visibility": (TypeAdapter(Visibility), Right.MANAGE),
-            }
-        ),
+        "meta": _meta(META[DocKind.TEMPLATE]),
         "exercises": _items("exercises", TemplateExerciseItem),
+        "notes": _anything,
+    },
+}
+
+INTENT_RULES: dict[DocKind, dict[str, Rule]] = {
+    DocKind.WORKOUT: {
+        "meta": _meta_by_intent(META[DocKind.WORKOUT]),
+        "exercises": _anything,
+        "sets": _own,
+        "timers": _own_timers,
+    },
+    DocKind.TEMPLATE: {
+        "meta": _meta_by_intent(META[DocKind.TEMPLATE]),
+        "exercises": _anything,
         "notes": _anything,
     },
 }

@@ -7,6 +7,8 @@
     ├── NotFound            not_found         no
     ├── Invalid             invalid           no    details: [{path, message}]
     ├── Conflict            conflict          no    details: what stands in the way
+    ├── Locked              locked            no    until who manages the document unlocks it
+    ├── RoomFull            room_full         yes   details: the capacity
     ├── TooLarge            too_large         no    details: {size_bytes, limit_bytes}
     │   └── TooMany         too_large         no    details: {count, limit}
     ├── RateLimited         rate_limited      yes   after retry_after_ms
@@ -75,6 +77,20 @@ class Invalid(RepSyncError):
 
 class Conflict(RepSyncError):
     code = "conflict"
+
+
+class Locked(RepSyncError):
+    """The document's content is held fast, for everybody."""
+
+    code = "locked"
+
+
+class RoomFull(RepSyncError):
+    code = "room_full"
+    retryable = True
+
+    def __init__(self, what: str, capacity: int) -> None:
+        super().__init__(f"there may be {capacity} {what}", details={"capacity": capacity})
 
 
 class TooLarge(RepSyncError):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
-from crdt.errors import Conflict, NotFound, Unavailable
+from crdt.errors import Conflict, NotFound, RoomFull, Unavailable
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import Answer, Author, Clock, Outlet, Store, Stored
@@ -35,6 +35,8 @@ class RoomHub:
         idle_timeout_s: how long a room stays in memory after its last member left.
         compact_after: how many log records are gathered before they become a snapshot.
         limits: how large a document may become.
+        max_room_members: how many may belong to a document, its owner included.
+        max_room_connections: how many sockets may be in a document's room, of whatever kind.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class RoomHub:
         idle_timeout_s: float = 60.0,
         compact_after: int = 500,
         limits: DocumentLimits = DocumentLimits(),  # noqa: B008 - immutable
+        max_room_members: int = 500,
+        max_room_connections: int = 2_000,
     ) -> None:
         self._store = store
         self._outlet = outlet
@@ -53,6 +57,8 @@ class RoomHub:
         self._idle_timeout_s = idle_timeout_s
         self._compact_after = compact_after
         self._limits = limits
+        self._max_room_members = max_room_members
+        self._max_room_connections = max_room_connections
         self._rooms: dict[DocName, LiveRoom] = {}
         self._loading: dict[DocName, asyncio.Task[LiveRoom]] = {}
         self._is_closing = False
@@ -143,12 +149,33 @@ class RoomHub:
             self._watch_idle(live)
 
     def join(self, live: LiveRoom, connection: Connection) -> None:
-        """Put a socket into a room; `live` must be leased. Joining twice changes nothing."""
+        """Put a socket into a room; `live` must be leased. Joining twice changes nothing.
+
+        Raises:
+            RoomFull: there is no seat for it.
+        """
         if connection.id in live.connections:
             return
+        self.demand_seat(live, connection.id)
         is_first = live.enter(connection)
         self._joined.setdefault(connection.id, set()).add(live.name)
         self._announce(live, connection.user, "workout:member:joined", changed=is_first)
+
+    def demand_seat(self, live: LiveRoom, connection_id: ConnectionId) -> None:
+        """Raises RoomFull unless the socket is in the room or may join it."""
+        seated: Set[ConnectionId] = live.connections.keys()
+        orphan = self._orphans.get(live.name)
+        if orphan is not None and orphan is not live:
+            seated = seated | orphan.connections.keys()  # they are being moved in here
+        if connection_id not in seated and len(seated) >= self._max_room_connections:
+            raise RoomFull("connections in one room", self._max_room_connections)
+
+    def _demand_places(self, live: LiveRoom, members: Iterable[Member]) -> None:
+        """Raises RoomFull unless these may all be members."""
+        roster = live.room.roster
+        newcomers = {member.user_id for member in members if member.role} - roster.keys()
+        if newcomers and len(roster) + len(newcomers) > self._max_room_members:
+            raise RoomFull("members of one document", self._max_room_members)
 
     def leave(self, name: DocName, connection_id: ConnectionId) -> bytes:
         """Take a socket out of a room.
@@ -252,15 +279,21 @@ class RoomHub:
         op_id: str | None = None,
         members: Sequence[Member] = (),
         answer: Callable[[Stored], Answer],
+        by: User | None = None,
     ) -> Answer:
-        """Carry out an intent planned on the room's head in the same step, without an await
-        between planning and this call.
+        """Carry out an intent planned on the room's head and roster in the same step, without an
+        await between planning and this call.
 
         Args:
             answer: makes the ack of the outcome; a pure function, see `Entry`.
+            by: whose rights are to be checked; None for what the server does of its own accord.
         Returns: the ack, once the change is durable and has been shown.
+        Raises:
+            Forbidden, Locked, Conflict: the user may not do this.
+            RoomFull: there is no place for another member.
         """
         self._demand_open(live)
+        self._demand_places(live, members)
         change = live.room.edit(
             writes,
             author,
@@ -269,6 +302,7 @@ class RoomHub:
             op_id=op_id,
             members=members,
             answer=answer,
+            rights=None if by is None else live.room.rights(by),
         )
         return await self._outcome(live, change)
 

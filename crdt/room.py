@@ -64,6 +64,8 @@ class Change:
     update: bytes | None
     delta: Delta
     events: list[DomainEvent]
+    touches_access: bool
+    """Whether it changes who may do what."""
 
 
 class Batch(NamedTuple):
@@ -87,6 +89,11 @@ class Room:
         self.seq = loaded.seq if loaded else 0
         self.snapshot_seq = loaded.snapshot_seq if loaded else 0
         self.members: dict[UserId, Member] = dict(loaded.members) if loaded else {}
+        self.roster: dict[UserId, Member] = dict(self.members)
+        """Who the members will be once all that was admitted is durable: what a change of the
+        membership must be planned on, as an edit on `head`."""
+        self._access_changes = 0
+        """How many of the changes on their way into the log change who may do what."""
         self._names = {id_: member.name for id_, member in self.members.items()}
         self.awards: dict[str, dict[str, Award]] = (
             {set_id: dict(won) for set_id, won in loaded.awards.items()} if loaded else {}
@@ -144,7 +151,13 @@ class Room:
         return self._committed().diff(state_vector)
 
     def rights(self, user: User) -> Right:
-        return rights_of(user, self.name.kind, self._view["meta"], self.members)
+        """What a user may do now. What is being given counts once it is durable; what is being
+        taken is gone at once, so that nothing by that right stands in the log behind the taking.
+        """
+        rights = rights_of(user, self.name.kind, self._view["meta"], self.members)
+        if self._access_changes:
+            rights &= rights_of(user, self.name.kind, self._head_view["meta"], self.roster)
+        return rights
 
     def snapshot(self, *, members: Iterable[dict[str, Any]], now_ms: int) -> dict[str, Any]:
         """The committed document as JSON; `members` as the wire shows them."""
@@ -249,14 +262,28 @@ class Room:
         op_id: str | None = None,
         members: Sequence[Member] = (),
         answer: Callable[[Stored], Answer] | None = None,
+        rights: Right | None = None,
     ) -> Change:
-        """Carry out an intent's writes, planned on `head`, in one transaction."""
-        transaction = None
+        """Carry out an intent's writes, planned on `head` and `roster`, in one transaction.
+
+        Args:
+            rights: the author's; None for what the server does of its own accord.
+        Raises:
+            Forbidden, Locked, Conflict: the author may not do this; the room is as before.
+        """
+        kind, transaction = self.name.kind, None
+        if rights is not None and members:
+            meta = self._head_view["meta"]
+            admission.check_members(kind, author.user_id, rights, meta, self.roster, members)
         if writes and not all(isinstance(write, Remove) for write in writes):
             self._demand_space()
         try:
             if writes:
+                before = self._head_view
                 transaction = self._head.write(writes)
+                if rights is not None and transaction is not None:
+                    delta = transaction.delta
+                    admission.check_intent(kind, author.user_id, rights, before, delta)
             return self._accept(transaction, author, at_ms, event, op_id, tuple(members), answer)
         except BaseException:
             self._rebuild_head()
@@ -300,8 +327,12 @@ class Room:
         apply_delta(before, delta)
         self._removed_exercises.update(removed)
         self._size_bytes += len(update or b"")
-        change = Change(entry, update, delta, events)
+        touches_access = bool(members) or ("meta", "visibility") in delta
+        change = Change(entry, update, delta, events, touches_access)
         self._waiting.append(change)
+        for member in members:
+            _set_member(self.roster, member)
+        self._access_changes += touches_access
         return change
 
     def _bind(self, client_ids: Iterable[int], user_id: UserId) -> Sequence[tuple[int, UserId]]:
@@ -339,7 +370,7 @@ class Room:
         if batch is not self._in_flight:
             raise Conflict("only the batch that was taken last can be committed")
         self._in_flight = None
-        self._exists = True
+        is_new, self._exists = not self._exists, True
         update = batch.append.update
         if stored.seq != self.seq + (update is not None):
             self._has_gap = True
@@ -354,8 +385,10 @@ class Room:
         for index, change in enumerate(batch.changes):
             won_by_change = stored.of(index).awards
             apply_delta(self._view, change.delta)
-            for member in change.entry.members:
-                self._set_member(member)
+            if change.touches_access:
+                self._access_changes -= 1
+                told = self._set_members(change.entry.members)
+                events.extend(() if is_new else told)
             for event in change.events:
                 if event.set_id is not None:
                     event.payload["is_pr"] = bool(won_by_change.get(event.set_id))
@@ -373,8 +406,10 @@ class Room:
                 for root, key in change.delta
             ),
             touches_access=any(
-                change.entry.members or ("meta", "visibility") in change.delta
+                ("meta", "visibility") in change.delta
+                or not all(member.role for member in change.entry.members)  # every role reads
                 for change in batch.changes
+                if change.touches_access
             ),
         )
 
@@ -388,12 +423,20 @@ class Room:
         """A snapshot of the first `upto` positions stands in the store now."""
         self.snapshot_seq = max(self.snapshot_seq, upto)
 
-    def _set_member(self, member: Member) -> None:
-        if member.role:
-            self.members[member.user_id] = member
+    def _set_members(self, members: Iterable[Member]) -> list[DomainEvent]:
+        """Returns: what there is to tell of that."""
+        kind = self.name.kind.value
+        told = []
+        for member in members:
             self._names[member.user_id] = member.name
-        else:
-            self.members.pop(member.user_id, None)
+            if _set_member(self.members, member):
+                payload = {
+                    f"{kind}_id": self.name.id,
+                    "user": {"id": member.user_id, "name": member.name},
+                    "role": member.role or None,
+                }
+                told.append(DomainEvent(f"{kind}:member:changed", payload))
+        return told
 
     def _new_summary(self, changes: Sequence[Change]) -> Summary | None:
         """The document's summary, if these changes make it another one."""
@@ -443,3 +486,13 @@ class Room:
             if change.update is not None:
                 head.load(change.update)
         return head, head.read()
+
+
+def _set_member(members: dict[UserId, Member], member: Member) -> bool:
+    """Returns: whether that changed something."""
+    known = members.get(member.user_id)
+    if member.role:
+        members[member.user_id] = member
+        return known != member
+    members.pop(member.user_id, None)
+    return known is not None

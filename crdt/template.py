@@ -46,6 +46,13 @@ def update_meta(changes: Mapping[str, Any]) -> list[Write]:
     ]
 
 
+def set_lock(view: View, is_locked: bool) -> list[Write]:
+    """Lock or unlock; a template that is so already needs nothing."""
+    if view["meta"].get("locked", False) is is_locked:
+        return []
+    return [Put(("meta", "locked"), is_locked)]
+
+
 def project(template_id: str, before: View, delta: Delta) -> list[DomainEvent]:
     """One `template:changed` for each transaction, with what it touched as it is now."""
     payload: dict[str, Any] = {"template_id": template_id}

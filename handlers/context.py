@@ -126,7 +126,13 @@ class Context:
             yield live
 
     def join(self, live: LiveRoom) -> None:
-        """Put the caller into a room, unless it has gone while its event was handled."""
+        """Put the caller into a room, unless it has gone while its event was handled.
+
+        Raises:
+            Forbidden: the caller may not read it any more.
+            RoomFull: there is no seat.
+        """
+        live.demand(self.user, Right.READ)
         if self.services.sessions.is_here(self.caller.connection_id):
             self.hub.join(live, self.caller.connection)
 
@@ -139,7 +145,8 @@ class Context:
         members: Iterable[Member] = (),
         once: bool = True,
     ) -> Answer:
-        """Carry out writes that were planned on `live.room.head`, with no await in between.
+        """Carry out writes and new memberships that were planned on `live.room.head` and `roster`,
+        with no await in between. The rules are asked once more, of what the writes do.
 
         Args:
             reply: the ack's fields, made of the outcome by a pure function.
@@ -155,6 +162,7 @@ class Context:
             op_id=self.op_id if once else None,
             members=tuple(members),
             answer=lambda stored: self.changed(reply(stored)),
+            by=self.user,
         )
 
     def changed(self, reply: Mapping[str, Any]) -> Answer:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from crdt import ids, template
-from crdt.access import Member, Right
-from crdt.errors import Conflict, NotFound
-from crdt.ids import UserId
+from crdt.access import Right
 from crdt.ports import Answer, Summary
 from crdt.schema import Goal, Id, Label, TemplateMetaChanges, Title, Visibility
 from handlers.context import Context
-from handlers.membership import let_in
+from handlers.membership import UserIdField, let_in, let_out
 from handlers.registry import ChangePayload, Payload, Registry
 
 registry = Registry()
@@ -126,7 +122,7 @@ async def leave_template(ctx: Context, msg: TemplatePayload) -> Mapping[str, Any
 
 class ShareTemplate(ChangePayload):
     template_id: Id
-    user_id: Annotated[str, Field(min_length=1, max_length=200)]
+    user_id: UserIdField
     role: Literal["editor", "viewer"]
 
 
@@ -146,19 +142,41 @@ async def share_template(ctx: Context, msg: ShareTemplate) -> Mapping[str, Any]:
 
 class UnshareTemplate(ChangePayload):
     template_id: Id
-    user_id: Annotated[str, Field(min_length=1, max_length=200)]
+    user_id: UserIdField
 
 
 @registry.on("template:unshare", UnshareTemplate)
 async def unshare_template(ctx: Context, msg: UnshareTemplate) -> Mapping[str, Any]:
     """Take somebody's right away again; their sockets leave the template at once."""
     async with ctx.room(ids.template(msg.template_id), Right.MANAGE) as live:
-        user_id = UserId(msg.user_id)
-        known = live.room.members.get(user_id)
-        if known is None:
-            raise NotFound(f"{msg.user_id} is no member of this template")
-        if known.role == "owner":
-            raise Conflict("the owner stays the owner")
-        return await ctx.commit(
-            live, [], lambda _: {"user_id": user_id}, members=[Member(user_id, "", known.name)]
+        return await let_out(
+            ctx,
+            live,
+            msg.user_id,
+            event="template:unshared",
+            about={"template_id": msg.template_id},
         )
+
+
+class TemplateChange(ChangePayload):
+    template_id: Id
+
+
+async def _set_lock(ctx: Context, template_id: str, is_locked: bool) -> Mapping[str, Any]:
+    async with ctx.room(ids.template(template_id), Right.MANAGE) as live:
+        writes = template.set_lock(live.room.head, is_locked)
+        return await ctx.commit(
+            live, writes, lambda _: {"template_id": template_id, "locked": is_locked}
+        )
+
+
+@registry.on("template:lock", TemplateChange)
+async def lock_template(ctx: Context, msg: TemplateChange) -> Mapping[str, Any]:
+    """Hold the content fast: nobody changes it, the owner included, until it is unlocked."""
+    return await _set_lock(ctx, msg.template_id, True)
+
+
+@registry.on("template:unlock", TemplateChange)
+async def unlock_template(ctx: Context, msg: TemplateChange) -> Mapping[str, Any]:
+    """Let the content be changed again."""
+    return await _set_lock(ctx, msg.template_id, False)

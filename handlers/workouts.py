@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from crdt import ids, workout
-from crdt.access import Member, Right
+from crdt.access import Member, Right, visitor_roles
 from crdt.errors import Conflict, Forbidden
 from crdt.ids import UserId
 from crdt.live import LiveRoom
@@ -16,13 +14,12 @@ from crdt.ports import Answer, Summary
 from crdt.replica import Put, Write
 from crdt.schema import Id, Mode, Title, Visibility
 from handlers.context import Context
-from handlers.membership import let_in
+from handlers.membership import UserIdField, let_in, let_out
 from handlers.registry import ChangePayload, Payload, Registry
 
 registry = Registry()
 
 Role = Literal["participant", "coach", "spectator"]
-UserIdField = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class CreateWorkout(ChangePayload):
@@ -93,27 +90,27 @@ async def join_workout(ctx: Context, msg: JoinWorkout) -> Mapping[str, Any]:
     """
     name = ids.workout(msg.workout_id)
     async with ctx.room(name, Right.READ) as live:
-        member = live.room.members.get(ctx.user.id)
-        if member is None:
+        ctx.hub.demand_seat(live, ctx.caller.connection_id)  # or they would be a member in vain
+        known = live.room.roster.get(ctx.user.id)
+        if known is None:
             role = _visitor_role(live, msg.role)
-            member = Member(ctx.user.id, role, ctx.user.name)
-            await ctx.commit(live, [], lambda _: {}, members=[member], once=False)
-        elif msg.role not in (None, member.role):
-            raise Forbidden(f"you are {member.role} here", details={"role": member.role})
-        elif member.name != ctx.user.name:
-            member = Member(member.user_id, member.role, ctx.user.name)
+        elif msg.role in (None, known.role):
+            role = known.role
+        else:
+            raise Forbidden(f"you are {known.role} here", details={"role": known.role})
+        member = Member(ctx.user.id, role, ctx.user.name)
+        if live.room.members.get(ctx.user.id) != member:
             await ctx.commit(live, [], lambda _: {}, members=[member], once=False)
         ctx.join(live)
         return {
-            "role": member.role,
+            "role": role,
             "workout": live.snapshot(ctx.now_ms()),
             "members": live.members(),
         }
 
 
 def _visitor_role(live: LiveRoom, wanted: str | None) -> str:
-    is_group = live.room.view["meta"].get("mode") == "group"
-    offered = ("participant", "spectator") if is_group else ("spectator",)
+    offered = visitor_roles(live.name.kind, live.room.head["meta"])
     if wanted is not None and wanted not in offered:
         raise Forbidden(f"you may join as {' or '.join(offered)}", details={"roles": offered})
     return wanted or offered[0]
@@ -175,6 +172,23 @@ async def invite_to_workout(ctx: Context, msg: InviteToWorkout) -> Mapping[str, 
             msg.user_id,
             msg.role,
             event="workout:invited",
+            about={"workout_id": msg.workout_id},
+        )
+
+
+class RemoveMember(WorkoutChange):
+    user_id: UserIdField
+
+
+@registry.on("workout:member:remove", RemoveMember)
+async def remove_member(ctx: Context, msg: RemoveMember) -> Mapping[str, Any]:
+    """Take a member out again; who may not look in now leaves the room at once."""
+    async with ctx.room(ids.workout(msg.workout_id), Right.MANAGE) as live:
+        return await let_out(
+            ctx,
+            live,
+            msg.user_id,
+            event="workout:uninvited",
             about={"workout_id": msg.workout_id},
         )
 

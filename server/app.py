@@ -79,6 +79,8 @@ def create_app(settings: Settings) -> web.Application:
         clock,
         idle_timeout_s=settings.room_idle_timeout_s,
         compact_after=settings.compact_after,
+        max_room_members=settings.max_room_members,
+        max_room_connections=settings.max_room_connections,
     )
     health = Health(store, lambda: {"connections": sockets.connection_count, "rooms": len(hub)})
     streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)

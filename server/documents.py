@@ -14,6 +14,7 @@ from typing import Any
 
 from pycrdt import merge_updates
 
+from crdt.access import Right
 from crdt.errors import INTERNAL, Invalid, RepSyncError, TooLarge, Unavailable, Unsynced
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName
@@ -87,10 +88,15 @@ class DocumentDoor:
         self._sockets.reply(session.namespace, session.id, "sync-update", everything)
 
     async def enter(self, session: Session, name: DocName) -> None:
-        """A client knows that it is in: let it join, and ask it for what we lack."""
+        """A client knows that it is in: let it join, and ask it for what we lack.
+
+        Raises:
+            Forbidden, RoomFull: what was so when it was let in is so no more.
+        """
         async with self._hub.lease(name) as live:
             if session.id not in self._sessions:
                 return  # gone while the room was loaded
+            live.demand(session.user, Right.READ)
             self._hub.join(live, session.connection)
             self._ask(session, live)
             everybody = live.presence.everybody()

@@ -67,6 +67,8 @@ class Gateway:
             "max_update_bytes": settings.max_update_bytes,
             "max_packet_bytes": max_packet_bytes(settings),
             "max_awareness_state_bytes": MAX_STATE_BYTES,
+            "max_room_members": settings.max_room_members,
+            "max_room_connections": settings.max_room_connections,
         }
 
     def open(
@@ -103,6 +105,7 @@ class Gateway:
             if document is not None:
                 async with self._hub.lease(document) as live:
                     live.demand(identity.user, Right.READ)
+                    self._hub.demand_seat(live, ConnectionId(sid))
         except RepSyncError as exc:
             self._metrics.refused.labels(exc.code).inc()
             raise
@@ -223,12 +226,14 @@ class Gateway:
         if commit.touches_progress:
             self._streams.progress_changed(commit.doc)
         if commit.touches_access:
-            for connection in list(live.connections.values()):
-                self._put_out_unless_allowed(live, connection)
+            self._put_out_strangers(live)
 
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)
-        for sid in live.readers if live else ():
+        if live is None:
+            return
+        self._put_out_strangers(live)  # rights may have changed while these were being moved
+        for sid in list(live.readers):
             session = self._sessions.get(sid)
             if session is not None:
                 self._documents.ask_to_sync(session, doc, reason)
@@ -260,6 +265,10 @@ class Gateway:
 
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
         self._sockets.post("/", self._by_user.get(user_id, ()), event, dict(payload))
+
+    def _put_out_strangers(self, live: LiveRoom) -> None:
+        for connection in list(live.connections.values()):
+            self._put_out_unless_allowed(live, connection)
 
     def _put_out_unless_allowed(self, live: LiveRoom, connection: Connection) -> None:
         if Right.READ in live.room.rights(connection.user):

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     compact_after: Annotated[int, Field(ge=1)] = 500
     max_update_bytes: Annotated[int, Field(ge=1_024)] = 4 * 1024 * 1024
+    max_room_members: Annotated[int, Field(ge=1)] = 500
+    max_room_connections: Annotated[int, Field(ge=1)] = 2_000
     send_budget_bytes: Annotated[int, Field(ge=64 * 1024)] = 1024 * 1024
     stall_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     ping_interval_s: Annotated[float, Field(gt=0)] = 25.0

@@ -10,7 +10,7 @@ import pytest
 from pycrdt import merge_updates
 
 from crdt import ids
-from crdt.access import Member, Right
+from crdt.access import RIGHTS, Member, Right
 from crdt.errors import Conflict, Forbidden, Invalid, RepSyncError, Unsynced
 from crdt.ids import DocKind, UserId
 from crdt.ports import Loaded, Stored
@@ -144,7 +144,8 @@ def test_an_edit_without_writes_needs_no_update(room: Room) -> None:
     assert batch is not None
     assert batch.append.update is None
     commit = room.commit(batch, Stored(1))
-    assert (commit.update, commit.events, room.seq) == (None, [], 1)
+    assert (commit.update, room.seq) == (None, 1)
+    assert [event.name for event in commit.events] == ["workout:member:changed"]
     assert room.members[UserId("ben")].role == "coach"
 
 
@@ -478,6 +479,67 @@ def test_rights_follow_the_committed_document(room: Room) -> None:
     assert room.rights(user("ben")) == Right.NONE
     settle(room)
     assert room.rights(user("ben")) == Right.READ
+
+
+BEN = UserId("ben")
+
+
+def give(room: Room, role: str) -> Change:
+    return room.edit([], author(), NOW_MS, "share", members=[Member(BEN, role, "Ben")])
+
+
+def test_a_right_counts_once_it_is_durable_and_is_gone_at_once(room: Room) -> None:
+    give(room, "coach")
+    assert room.rights(user("ben")) == Right.NONE
+    settle(room)
+    assert room.rights(user("ben")) == RIGHTS[DocKind.WORKOUT]["coach"]
+    give(room, "spectator")
+    assert room.rights(user("ben")) == Right.READ
+    settle(room)
+    assert room.rights(user("ben")) == Right.READ
+    give(room, "")
+    assert room.rights(user("ben")) == Right.NONE
+
+
+def test_who_sees_a_document_that_is_being_hidden_sees_it_no_more(room: Room) -> None:
+    edit(room, Put(("meta", "visibility"), "public"))
+    settle(room)
+    edit(room, Put(("meta", "visibility"), "private"))
+    assert room.rights(user("ben")) == Right.NONE
+
+
+def test_rights_are_looked_up_once_while_nobodys_change(
+    room: Room, ana: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(room, "coach")
+    settle(room)
+    admit(room, ana.set("s"))
+    lookups: list[Any] = []
+    monkeypatch.setattr("crdt.room.rights_of", lambda *args: lookups.append(args) or Right.READ)
+    room.rights(user("ben"))
+    assert len(lookups) == 1
+
+
+def test_the_roster_is_who_the_members_will_be(room: Room) -> None:
+    give(room, "coach")
+    assert room.roster[BEN].role == "coach"
+    assert BEN not in room.members
+    give(room, "")
+    assert BEN not in room.roster
+    settle(room)
+    assert room.members == room.roster
+
+
+def test_an_intent_that_is_refused_leaves_the_room_as_it_was(room: Room, ana: Peer) -> None:
+    admit(room, ana.set("s"))
+    head, state = deepcopy(room.head), room.diff()
+    writes = [Put(("meta", "title"), "x"), Put(("meta", "status"), "active")]
+    rights = RIGHTS[DocKind.WORKOUT]["participant"]
+    with pytest.raises(Forbidden):
+        room.edit(writes, author("ben"), NOW_MS, "test", rights=rights)
+    assert (room.head, room.diff()) == (head, state)
+    settle(room)
+    assert room.view == ana.content()
 
 
 def test_removing_and_writing_again_leaves_the_last_word(room: Room) -> None:

@@ -186,6 +186,8 @@ class Bench:
     clock: FakeClock = field(default_factory=FakeClock)
     idle_timeout_s: float = 60.0
     compact_after: int = 500
+    max_room_members: int = 500
+    max_room_connections: int = 2_000
 
     def __post_init__(self) -> None:
         self.hub = self.another_hub()
@@ -198,6 +200,8 @@ class Bench:
             self.clock,
             idle_timeout_s=self.idle_timeout_s,
             compact_after=self.compact_after,
+            max_room_members=self.max_room_members,
+            max_room_connections=self.max_room_connections,
         )
 
     async def create(self, name: DocName = LEG_DAY, user_id: str = "ana") -> Answer:
