@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from crdt.access import Member
 from crdt.errors import Conflict
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Loaded, Stored, Summary
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
 from crdt.records import Award, RecordType, Score
+from crdt.revocations import Revocation, RevocationKind
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class MemoryStore:
         self._documents: dict[DocName, _Document] = {}
         self._answers: dict[tuple[UserId, str], Answer] = {}
         self._active: dict[UserId, str] = {}
+        self._revocations: dict[tuple[RevocationKind, str], Revocation] = {}
         self._scores: dict[
             tuple[UserId, str], dict[tuple[DocName, str], dict[RecordType, float]]
         ] = {}
@@ -87,10 +89,12 @@ class MemoryStore:
                     document.awards.setdefault(award.set_id, {})[award.type] = award
         stored = Stored(document.seq, won, by_entry)
         for index, entry in enumerate(batch.entries):
-            if entry.op_id is not None and entry.answer is not None:
-                answer = entry.answer(stored.of(index))
-                self._answers[entry.author.user_id, entry.op_id] = answer
+            self._keep_answer(entry, stored.of(index))
         return stored
+
+    def _keep_answer(self, entry: Entry, stored: Stored) -> None:
+        if entry.op_id is not None and entry.answer is not None:
+            self._answers[entry.author.user_id, entry.op_id] = entry.answer(stored)
 
     def _keep_score(self, doc: DocName, score: Score) -> list[Award]:
         scores = self._scores.setdefault((score.user_id, score.exercise), {})
@@ -139,3 +143,12 @@ class MemoryStore:
         if holder is None or holder == instead_of:
             self._active[owner_id] = workout_id
         return self._active[owner_id]
+
+    async def revoke(self, revocation: Revocation, entry: Entry) -> None:
+        name = (revocation.kind, revocation.id)
+        known = self._revocations.get(name)
+        self._revocations[name] = revocation.merged(known) if known else revocation
+        self._keep_answer(entry, Stored(0))
+
+    async def revocations(self, now_ms: int) -> Sequence[Revocation]:
+        return [found for found in self._revocations.values() if found.until_ms > now_ms]

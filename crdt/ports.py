@@ -11,6 +11,7 @@ from crdt.access import Member
 from crdt.events import DomainEvent
 from crdt.ids import ConnectionId, DocKind, DocName, UserId
 from crdt.records import Award, Score
+from crdt.revocations import Revocation
 
 Durability = Literal["disk", "cluster", "local", "memory"]
 
@@ -168,6 +169,16 @@ class Store(Protocol):
 
         Returns: the id of the workout that holds the claim now.
         """
+
+    async def revoke(self, revocation: Revocation, entry: Entry) -> None:
+        """Keep a revocation, and in the same step the answer of its operation.
+
+        Of several of the same user or token, the latest `issued_until_ms` and the latest
+        `until_ms` count. It is kept until then at least.
+        """
+
+    async def revocations(self, now_ms: int) -> Sequence[Revocation]:
+        """All that have not ended at `now_ms`."""
 
 
 class Committed(NamedTuple):

@@ -16,6 +16,7 @@ from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Answer, Author, Clock, Store, Stored
 from crdt.replica import Write
+from crdt.revocations import Revocation, TokenFacts
 
 
 class Sessions(Protocol):
@@ -24,12 +25,23 @@ class Sessions(Protocol):
     def is_here(self, connection_id: ConnectionId) -> bool:
         """Whether the connection still is."""
 
-    def refresh(self, connection_id: ConnectionId, token: str) -> int:
+    async def refresh(self, connection_id: ConnectionId, token: str) -> int:
         """Extend all connections that were opened with the token that this one holds.
 
         Returns: the new end, in ms since the epoch.
         Raises:
-            Unauthenticated: the token is no good, or somebody else's.
+            Unauthenticated: the token is no good.
+            Forbidden: it is somebody else's.
+            Unavailable: it cannot be checked now.
+        """
+
+    def tokens(self) -> Iterable[TokenFacts]:
+        """The token of every connection of this instance."""
+
+    def apply_revocation(self, revocation: Revocation) -> None:
+        """Refuse what it covers from now on, and end the connections that hold such a token.
+
+        It is for revocations that are kept already, be it by this instance or another one.
         """
 
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
@@ -65,7 +77,11 @@ class Caller:
 
 @dataclass(slots=True)
 class Services:
-    """What all calls share; put together once, at the start."""
+    """What all calls share; put together once, at the start.
+
+    `revocation_lifetime_s` is how long a revocation lasts unless said otherwise: as long as the
+    longest-lived token.
+    """
 
     hub: RoomHub
     store: Store
@@ -73,6 +89,7 @@ class Services:
     sessions: Sessions
     streams: Streams
     new_id: Callable[[], str] = field(default=lambda: str(uuid4()))
+    revocation_lifetime_s: float = 30 * 86_400
     _starting: WeakValueDictionary[UserId, asyncio.Lock] = field(
         default_factory=WeakValueDictionary
     )

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from aiohttp import web
 
+from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
@@ -21,7 +22,7 @@ from server.gateway import Gateway, max_packet_bytes
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
-from server.storage.sqlite import SqliteStore
+from server.storage.sqlite import SqliteStore, StorageError
 from server.streams import StreamHub
 from server.transport.server import SocketServer, TransportLimits
 
@@ -82,19 +83,46 @@ def create_app(settings: Settings) -> web.Application:
         max_room_members=settings.max_room_members,
         max_room_connections=settings.max_room_connections,
     )
-    health = Health(store, lambda: {"connections": sockets.connection_count, "rooms": len(hub)})
+    health = Health(
+        store,
+        lambda: {"connections": sockets.connection_count, "rooms": len(hub)},
+        auth.key_set,
+    )
     streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
-    gateway.open(sockets, hub, Services(hub, store, clock, gateway, streams), streams)
+    services = Services(
+        hub,
+        store,
+        clock,
+        gateway,
+        streams,
+        revocation_lifetime_s=settings.revocation_lifetime_s,
+    )
+    gateway.open(sockets, hub, services, streams)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
+    if auth.key_set is not None:
+        metrics.count(
+            "repsync_jwks_fetches", "Fetches of the key set", "outcome", auth.key_set.fetches.copy
+        )
 
     app = web.Application()
     app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
-    app.cleanup_ctx.append(_probing)
+    app.cleanup_ctx.extend((_authenticating, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
     return app
+
+
+async def _authenticating(app: web.Application) -> AsyncIterator[None]:
+    parts = app[PARTS]
+    try:
+        await parts.gateway.load_revocations()
+    except Unavailable as exc:
+        await parts.store.close()
+        raise StorageError(f"what was revoked cannot be read: {exc.__cause__}") from exc
+    async with parts.auth.open():
+        yield
 
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:
@@ -143,6 +171,7 @@ def _watch(
             kind=kind,
         )
     counted("rooms", "Documents in memory", lambda: len(hub))
+    counted("revocations", "Revocations that have not ended", lambda: gateway.revocation_count)
     counted("stream_watchers", "Connections that watch streams", lambda: streams.watcher_count)
     counted("event_loop_lag_seconds", "How late the loop is", lambda: health.loop_lag_s)
     transport = sockets.stats

@@ -20,11 +20,13 @@ from crdt.errors import (
     RateLimited,
     RepSyncError,
     TokenExpired,
+    Unauthenticated,
 )
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed
+from crdt.revocations import Revocation, RevocationList, TokenFacts
 from crdt.wire import MAX_STATE_BYTES
 from handlers.context import Services
 from handlers.registry import Registry
@@ -63,6 +65,7 @@ class Gateway:
         self._sessions: dict[ConnectionId, Session] = {}
         self._by_user: dict[UserId, set[ConnectionId]] = {}
         self._session_counts: Counter[UserId] = Counter()
+        self._revocations = RevocationList()
         self.limits = {
             "max_update_bytes": settings.max_update_bytes,
             "max_packet_bytes": max_packet_bytes(settings),
@@ -88,6 +91,20 @@ class Gateway:
             durability=services.store.durability,
         )
 
+    async def load_revocations(self) -> None:
+        """Learn what has been revoked so far. To be done before anybody is let in.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        now_ms = self._services.clock.now_ms()
+        for revocation in await self._services.store.revocations(now_ms):
+            self._revocations.add(revocation, now_ms)
+
+    @property
+    def revocation_count(self) -> int:
+        return len(self._revocations)
+
     @property
     def session_counts(self) -> dict[str, int]:
         documents = sum(1 for session in self._sessions.values() if session.document)
@@ -100,12 +117,13 @@ class Gateway:
         try:
             document = _document_of(namespace)
             token = payload.get("token")
-            identity = self._auth.verify(token)
+            identity = await self._verify(token)
             device = _device(payload.get("device"))
             if document is not None:
                 async with self._hub.lease(document) as live:
                     live.demand(identity.user, Right.READ)
                     self._hub.demand_seat(live, ConnectionId(sid))
+                self._demand_unrevoked(identity)  # it may have been while the room was loaded
         except RepSyncError as exc:
             self._metrics.refused.labels(exc.code).inc()
             raise
@@ -115,6 +133,7 @@ class Gateway:
             namespace,
             identity.user,
             device,
+            identity.token,
             _digest(str(token)),
             identity.expires_at_s,
             document,
@@ -122,6 +141,16 @@ class Gateway:
         self._sessions[session.id] = session
         self._session_counts[session.user.id] += 1
         self._watch_expiry(session)
+
+    async def _verify(self, token: object) -> Identity:
+        """Raises Unauthenticated, TokenExpired or Unavailable."""
+        identity = await self._auth.verify(token)
+        self._demand_unrevoked(identity)
+        return identity
+
+    def _demand_unrevoked(self, identity: Identity) -> None:
+        if self._revocations.refuses(identity.token, self._services.clock.now_ms()):
+            raise _revoked()
 
     def _demand_room_for(self, user: User) -> None:
         if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
@@ -171,12 +200,16 @@ class Gateway:
             answer = {"ok": False, "error": invalid.to_wire()}
         else:
             data = args[0] if args else {}
+            session.is_revoking = event == "auth:revoke"
             answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
         self._metrics.count_event(name, "ok" if answer["ok"] else answer["error"]["code"])
         self._metrics.ack_seconds.observe(time.perf_counter() - started)
         if ack is not None:
             ack(answer)
+        if session.is_revoking:
+            session.is_revoking = False
+            self._end_if_revoked(session)
         if event == "subscribe" and answer["ok"] and session.id in self._sessions:
             confirmed = {"subscribed": answer["subscribed"]}
             self._sockets.post("/", [session.id], "subscription:confirmed", confirmed)
@@ -245,9 +278,11 @@ class Gateway:
 
     # -- Sessions ---------------------------------------------------------------------------
 
-    def refresh(self, connection_id: ConnectionId, token: str) -> int:
-        asking = self._sessions[connection_id]
-        identity = self._auth.verify(token)
+    async def refresh(self, connection_id: ConnectionId, token: str) -> int:
+        identity = await self._verify(token)
+        asking = self._sessions.get(connection_id)
+        if asking is None:
+            raise Unauthenticated("the connection has ended")
         if identity.user.id != asking.user.id:
             raise Forbidden("the new token is somebody else's")
         old, new = asking.token_digest, _digest(token)
@@ -255,6 +290,24 @@ class Gateway:
             if session.token_digest == old:
                 self._renew(session, identity, new)
         return int(identity.expires_at_s * 1_000)
+
+    def tokens(self) -> Iterable[TokenFacts]:
+        return [session.token for session in self._sessions.values()]
+
+    def apply_revocation(self, revocation: Revocation) -> None:
+        self._revocations.add(revocation, self._services.clock.now_ms())
+        covered = [s for s in self._sessions.values() if revocation.covers(s.token)]
+        for session in covered:
+            if not session.is_revoking:
+                self._end_if_revoked(session)
+        told = {"kind": revocation.kind, "id": revocation.id, "connections": len(covered)}
+        log.info("tokens are revoked", extra=told)
+
+    def _end_if_revoked(self, session: Session) -> None:
+        if self._revocations.refuses(session.token, self._services.clock.now_ms()):
+            error = _revoked().to_wire()
+            self._sockets.post(session.namespace, [session.id], "auth:revoked", error)
+            self._sockets.cut(session.namespace, session.id)
 
     def is_here(self, connection_id: ConnectionId) -> bool:
         return connection_id in self._sessions
@@ -280,6 +333,7 @@ class Gateway:
 
     def _renew(self, session: Session, identity: Identity, digest: bytes) -> None:
         session.user = identity.user
+        session.token = identity.token
         session.token_digest = digest
         session.expires_at_s = identity.expires_at_s
         self._watch_expiry(session)
@@ -307,6 +361,10 @@ class Gateway:
         error = TokenExpired("the token has expired").to_wire()
         self._sockets.post(session.namespace, [session.id], "auth:expired", error)
         self._sockets.cut(session.namespace, session.id)
+
+
+def _revoked() -> Unauthenticated:
+    return Unauthenticated("the token has been revoked")
 
 
 def max_packet_bytes(settings: Settings) -> int:

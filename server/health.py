@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crdt.errors import RepSyncError
+from server.jwks import JwksClient
 from server.storage.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -22,12 +23,19 @@ SLOW_LOOP_S = 0.5
 class Health:
     """Probes the store and the event loop once a second and keeps the last result.
 
-    healthy: all is well; degraded: it works, slowly; unhealthy: changes cannot be stored.
+    healthy: all is well; degraded: it works, slowly, or with keys that cannot be fetched anew;
+    unhealthy: changes cannot be stored.
     """
 
-    def __init__(self, store: SqliteStore, counts: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self,
+        store: SqliteStore,
+        counts: Callable[[], dict[str, int]],
+        key_set: JwksClient | None = None,
+    ) -> None:
         self._store = store
         self._counts = counts
+        self._key_set = key_set
         self._started = time.monotonic()
         self._store_seconds: float | None = None
         self._store_error: str | None = None
@@ -57,7 +65,8 @@ class Health:
 
     @property
     def is_ready(self) -> bool:
-        return self._store_error is None and not self.is_draining
+        has_keys = self._key_set is None or self._key_set.is_ready
+        return self._store_error is None and has_keys and not self.is_draining
 
     def report(self) -> dict[str, Any]:
         """The health object of the wire contract."""
@@ -73,6 +82,8 @@ class Health:
             "lag_ms": round(self.loop_lag_s * 1_000, 3),
         }
         dependencies = {"store": store, "event_loop": loop}
+        if self._key_set is not None:
+            dependencies["jwks"] = self._key_set.report()
         states = {dependency["state"] for dependency in dependencies.values()}
         worst = next(state for state in ("unhealthy", "degraded", "healthy") if state in states)
         return {

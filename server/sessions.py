@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from crdt.access import User
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection
+from crdt.revocations import TokenFacts
 from handlers.context import Caller
 
 
@@ -19,6 +20,7 @@ class Session:
     namespace: str
     user: User
     device: dict[str, str]
+    token: TokenFacts
     token_digest: bytes
     expires_at_s: float
     document: DocName | None = None
@@ -28,6 +30,8 @@ class Session:
     vector right after it: what the two together lack is all that it has missed."""
     is_asked: bool = False
     """Whether the client's answer to our own sync-step-1 is still to come."""
+    is_revoking: bool = False
+    """Whether it waits for the ack of an `auth:revoke`, which it gets even if that ends it."""
 
     @property
     def connection(self) -> Connection:

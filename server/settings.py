@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIN_SECRET_BYTES = 32
+MAX_REVOCATION_S = 100 * 365 * 86_400
+KEY_SETTINGS = ("jwt_secret", "jwt_public_key", "jwt_jwks_url")
 
 
 class SettingsError(Exception):
@@ -30,6 +34,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     jwt_secret: SecretStr | None = None
     jwt_public_key: str | None = None
+    jwt_jwks_url: str | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -37,7 +42,6 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
 
     # Named in the contract, not served by this version.
-    jwt_jwks_url: str | None = None
     redis_url: str | None = None
     mongodb_uri: str | None = None
 
@@ -56,6 +60,9 @@ class Settings(BaseSettings):
     max_connects_per_s: Annotated[float, Field(gt=0)] = 2_000.0
     drain_spread_s: Annotated[float, Field(ge=0)] = 5.0
     auth_expiring_notice_s: Annotated[float, Field(ge=0)] = 60.0
+    jwt_jwks_lifetime_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    jwt_jwks_stale_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86_400.0
+    revocation_lifetime_s: Annotated[float, Field(gt=0, le=MAX_REVOCATION_S)] = 30 * 86_400.0
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -87,28 +94,56 @@ class Settings(BaseSettings):
 
     def check(self) -> None:
         """Raises SettingsError where two settings contradict each other, or one lacks another."""
-        for name in ("redis_url", "mongodb_uri", "jwt_jwks_url"):
+        for name in ("redis_url", "mongodb_uri"):
             if getattr(self, name):
                 raise SettingsError(
                     f"{name.upper()} is set, but this version has only the embedded mode:"
-                    " one process, SQLite, and a key from JWT_SECRET or JWT_PUBLIC_KEY"
+                    " one process and SQLite"
                 )
-        if self.jwt_secret and self.jwt_public_key:
+        keys = [name.upper() for name in KEY_SETTINGS if getattr(self, name)]
+        if len(keys) > 1:
             raise SettingsError(
-                "JWT_SECRET and JWT_PUBLIC_KEY are both set; the key decides the algorithm,"
+                f"{' and '.join(keys)} are set at once; the key decides the algorithm,"
                 " so there can be one only"
             )
+        if self.jwt_jwks_url:
+            _check_key_set_url(self.jwt_jwks_url)
         if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise SettingsError("JWT_SECRET is shorter than the 32 bytes that HS256 asks for")
-        if not self.is_loopback and not (self.jwt_secret or self.jwt_public_key):
+        if not self.is_loopback and not keys:
             raise SettingsError(
                 f"HOST is {self.host}, which others can reach, and no key is configured:"
-                " set JWT_SECRET or JWT_PUBLIC_KEY, or bind to 127.0.0.1"
+                " set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL, or bind to 127.0.0.1"
             )
 
     @property
     def is_loopback(self) -> bool:
         return self.host in ("127.0.0.1", "localhost", "::1")
+
+
+def _check_key_set_url(url: str) -> None:
+    """Raises SettingsError, which does not repeat the URL: it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as exc:
+        raise SettingsError("JWT_JWKS_URL is no URL") from exc
+    if parts.scheme not in ("https", "http") or not host or any(map(str.isspace, url)):
+        raise SettingsError("JWT_JWKS_URL must be an https:// URL")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise SettingsError(
+            "JWT_JWKS_URL must be an https:// URL: over http:// anybody on the way could put in"
+            " keys of their own (only this machine itself may serve it by http://)"
+        )
+    if parts.username is not None or parts.password is not None:
+        raise SettingsError("JWT_JWKS_URL must not hold a user name or a password")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def generated_secret(folder: Path) -> str:

@@ -27,7 +27,7 @@ from server.replay.report import Report
 from server.replay.session import Session
 from server.replay.templates import TemplateRoom
 from server.replay.truth import Best, best_of, figures, fitted
-from server.settings import Settings
+from server.settings import KEY_SETTINGS, Settings
 
 EXIT_UNUSABLE = 2
 """The exit code for a file that is no export, and for a server that cannot be used."""
@@ -164,8 +164,7 @@ async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[st
             update={
                 "host": "127.0.0.1",
                 "data_dir": Path(folder),
-                "jwt_secret": None,
-                "jwt_public_key": None,
+                **dict.fromkeys(KEY_SETTINGS),
             }
         )
         runner = web.AppRunner(create_app(own), access_log=None, shutdown_timeout=1.0)

@@ -15,6 +15,7 @@ from crdt.errors import Conflict, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Append, Entry, Loaded, Stored, Summary
 from crdt.records import Award, RecordType, Score
+from crdt.revocations import Revocation
 
 log = logging.getLogger(__name__)
 
@@ -132,17 +133,17 @@ def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
                 by_entry[-1].setdefault(award.set_id, {})[award.type] = award
     stored = Stored(seq, won, by_entry)
     for index, entry in enumerate(batch.entries):
-        if entry.op_id is not None and entry.answer is not None:
-            db.execute(
-                "INSERT INTO answers VALUES (?, ?, ?, ?)",
-                (
-                    entry.author.user_id,
-                    entry.op_id,
-                    _to_json(entry.answer(stored.of(index))),
-                    entry.at_ms,
-                ),
-            )
+        _keep_answer(db, entry, stored.of(index))
     return stored
+
+
+def _keep_answer(db: sqlite3.Connection, entry: Entry, stored: Stored) -> None:
+    if entry.op_id is not None and entry.answer is not None:
+        answer = _to_json(entry.answer(stored))
+        db.execute(
+            "INSERT INTO answers VALUES (?, ?, ?, ?)",
+            (entry.author.user_id, entry.op_id, answer, entry.at_ms),
+        )
 
 
 _LAST_SEQ = """SELECT coalesce(
@@ -277,6 +278,35 @@ def active_workout(db: sqlite3.Connection, owner_id: UserId) -> str | None:
         "SELECT workout_id FROM active_workouts WHERE owner_id = ?", (owner_id,)
     ).fetchone()
     return str(row["workout_id"]) if row else None
+
+
+def revoke(db: sqlite3.Connection, revocation: Revocation, entry: Entry) -> None:
+    db.execute(
+        "INSERT INTO revocations VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " issued_until = max(issued_until, excluded.issued_until),"
+        " until = max(until, excluded.until),"
+        " revoked_by = excluded.revoked_by, revoked_at = excluded.revoked_at",
+        (
+            revocation.kind,
+            revocation.id,
+            revocation.issued_until_ms,
+            revocation.until_ms,
+            entry.author.user_id,
+            entry.at_ms,
+        ),
+    )
+    _keep_answer(db, entry, Stored(0))
+
+
+def revocations(db: sqlite3.Connection, now_ms: int) -> list[Revocation]:
+    rows = db.execute("SELECT * FROM revocations WHERE until > ?", (now_ms,))
+    return [Revocation(row["kind"], row["id"], row["until"], row["issued_until"]) for row in rows]
+
+
+def forget_ended(db: sqlite3.Connection, now_ms: int, answers_kept_ms: int) -> None:
+    """Delete what has been kept for long enough."""
+    db.execute("DELETE FROM answers WHERE at_ms < ?", (now_ms - answers_kept_ms,))
+    db.execute("DELETE FROM revocations WHERE until <= ?", (now_ms,))
 
 
 def summary_of(row: sqlite3.Row) -> Summary:

@@ -37,21 +37,6 @@ CREATE TABLE members (
 ) WITHOUT ROWID;
 CREATE INDEX members_by_user ON members (user_id);
 
--- Whose Yjs client writes under which ID; an empty user is the server.
-CREATE TABLE client_ids (
-    doc       TEXT NOT NULL REFERENCES documents,
-    client_id INTEGER NOT NULL,
-    user_id   TEXT NOT NULL,
-    PRIMARY KEY (doc, client_id)
-) WITHOUT ROWID;
-
--- Exercises that are not in the plan any more, but which sets may still name.
-CREATE TABLE removed_exercises (
-    doc         TEXT NOT NULL REFERENCES documents,
-    exercise_id TEXT NOT NULL,
-    PRIMARY KEY (doc, exercise_id)
-) WITHOUT ROWID;
-
 -- What each operation was answered, so that the same one sent again changes nothing.
 CREATE TABLE answers (
     user_id TEXT NOT NULL,

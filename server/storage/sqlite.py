@@ -26,14 +26,17 @@ from typing import Any, TypeVar
 
 from crdt.errors import Unavailable
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Loaded, Stored, Summary
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.revocations import Revocation
 from server.storage import jobs
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA = ("schema.sql", "schema_2.sql")
+"""What makes each version of the schema of the one before; the first one makes it of nothing."""
+SCHEMA_VERSION = len(SCHEMA)
 ANSWERS_KEPT_S = 7 * 86_400
 BUSY_GROUP = 8
 WIDEST_WINDOW = 8
@@ -72,8 +75,7 @@ class SqliteStore:
         self._lock = _lock_folder(folder)
         path = folder / "repsync.db"
         try:
-            self._db = _connect(path)
-            _migrate(self._db)
+            self._db = _open(path)
             # Room for the last pages of thousands of logs: with the default of 2 MiB nearly every
             # append reads its page again, and a checkpoint finds each page changed once only.
             self._db.execute("PRAGMA cache_size = -32768")
@@ -175,6 +177,12 @@ class SqliteStore:
 
         return await self._write(claim)
 
+    async def revoke(self, revocation: Revocation, entry: Entry) -> None:
+        await self._write(lambda db: jobs.revoke(db, revocation, entry))
+
+    async def revocations(self, now_ms: int) -> Sequence[Revocation]:
+        return await self._read(lambda db: jobs.revocations(db, now_ms))
+
     async def check(self) -> float:
         """Go through the writer and back. Returns: how long that took, in seconds."""
         started = time.perf_counter()
@@ -255,7 +263,7 @@ class SqliteStore:
                 self._db.execute("BEGIN IMMEDIATE")
                 for job in group:
                     self._try(job)
-            self._purge_answers()
+            self._purge()
             self._db.execute("COMMIT")
         except sqlite3.Error as exc:
             self.stats.failures += 1
@@ -287,11 +295,10 @@ class SqliteStore:
         self._known.forget()
         self._db.execute("ROLLBACK")
 
-    def _purge_answers(self) -> None:
+    def _purge(self) -> None:
         if time.monotonic() - self._purged_at > 3_600 or not self._purged_at:
             self._purged_at = time.monotonic()
-            oldest_ms = int((time.time() - ANSWERS_KEPT_S) * 1_000)
-            self._db.execute("DELETE FROM answers WHERE at_ms < ?", (oldest_ms,))
+            jobs.forget_ended(self._db, int(time.time() * 1_000), ANSWERS_KEPT_S * 1_000)
 
 
 class _Job:
@@ -333,6 +340,16 @@ def _lock_folder(folder: Path) -> Any:
     return lock
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    db = _connect(path)
+    try:
+        _migrate(db)
+    except BaseException:
+        db.close()  # a step that failed half-way would hold the file for as long as we live
+        raise
+    return db
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
@@ -347,6 +364,6 @@ def _migrate(db: sqlite3.Connection) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StorageError(f"the data were written by a newer RepSync (schema {version})")
-    if version == 0:
-        script = files("server.storage").joinpath("schema.sql").read_text()
-        db.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
+    for step in range(version, SCHEMA_VERSION):
+        script = files("server.storage").joinpath(SCHEMA[step]).read_text()
+        db.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {step + 1};\nCOMMIT;")

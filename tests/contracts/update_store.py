@@ -13,11 +13,13 @@ from crdt.errors import Conflict
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Append, Entry, Store, Stored, Summary
 from crdt.records import Award, Score
+from crdt.revocations import Revocation
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
 
 ANA, BEN = UserId("ana"), UserId("ben")
 PULL_DAY = ids.workout("pull-day")
 PUSH = ids.template("push")
+LATER_MS = 4_000_000_000_000
 OWNER = Member(ANA, "owner", "Ana")
 
 
@@ -442,3 +444,38 @@ class StoreContract:
         await store.claim_active(ANA, "pull-day")
         await store.append(record(b"end", status="completed"))
         assert await store.active_workout(ANA) == "pull-day"
+
+    # -- revocations ----------------------------------------------------------------------------
+
+    async def test_what_was_revoked_is_kept(self, store: Store) -> None:
+        assert list(await store.revocations(NOW_MS)) == []
+        revoked = [
+            Revocation("user", "ana", LATER_MS, NOW_MS),
+            Revocation("token", "t1", LATER_MS + 1),
+            Revocation("token", "ana", LATER_MS + 2),
+        ]
+        for revocation in revoked:
+            await store.revoke(revocation, entry("root"))
+        found = await store.revocations(NOW_MS)
+        assert sorted(found, key=lambda one: one.until_ms) == revoked
+
+    async def test_what_was_revoked_twice_is_so_for_the_longer_time(self, store: Store) -> None:
+        for until_ms, issued_ms in ((LATER_MS, 10), (LATER_MS - 5, 20), (LATER_MS - 9, 5)):
+            await store.revoke(Revocation("user", "ana", until_ms, issued_ms), entry("root"))
+        assert list(await store.revocations(NOW_MS)) == [Revocation("user", "ana", LATER_MS, 20)]
+
+    async def test_a_revocation_that_has_ended_is_not_told(self, store: Store) -> None:
+        await store.revoke(Revocation("token", "t1", LATER_MS), entry("root"))
+        assert len(await store.revocations(LATER_MS - 1)) == 1
+        assert list(await store.revocations(LATER_MS)) == []
+
+    async def test_a_revocation_keeps_its_answer(self, store: Store) -> None:
+        await create(store)
+        op = entry("root", op_id="op", answer=lambda stored: {"ok": True, "disconnected": 2})
+        await store.revoke(Revocation("token", "t1", LATER_MS), op)
+        assert await store.answer(UserId("root"), "op") == {"ok": True, "disconnected": 2}
+
+    async def test_an_odd_name_is_revoked_like_any_other(self, store: Store) -> None:
+        for odd in ("Žofie 🏋️", "'; DROP TABLE revocations; --", "a\x00b", "x" * 500):
+            await store.revoke(Revocation("token", odd, LATER_MS), entry("root"))
+            assert Revocation("token", odd, LATER_MS) in await store.revocations(NOW_MS)

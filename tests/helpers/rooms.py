@@ -18,6 +18,7 @@ from crdt.live import Connection, LiveRoom
 from crdt.memory import MemoryStore
 from crdt.ports import Answer, Author, Committed, Entry, Stored
 from crdt.replica import Put, Write
+from crdt.revocations import Revocation, TokenFacts
 from crdt.room import Room
 from handlers import REGISTRY
 from handlers.context import Caller, Services
@@ -264,9 +265,17 @@ class FakeSessions:
     """The sockets that there are none of."""
 
     told: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    held: list[TokenFacts] = field(default_factory=list)
+    revoked: list[Revocation] = field(default_factory=list)
 
-    def refresh(self, connection_id: ConnectionId, token: str) -> int:
+    async def refresh(self, connection_id: ConnectionId, token: str) -> int:
         return NOW_MS + 3_600_000
+
+    def tokens(self) -> Sequence[TokenFacts]:
+        return self.held
+
+    def apply_revocation(self, revocation: Revocation) -> None:
+        self.revoked.append(revocation)
 
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
         self.told.append((user_id, event, dict(payload)))

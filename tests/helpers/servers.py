@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aiohttp import web
 
@@ -28,6 +28,7 @@ class RunningServer:
 
     url: str
     parts: Parts
+    folder: Path
     clients: list[Any] = field(default_factory=list)
 
     def token(self, user_id: str, **claims: Any) -> str:
@@ -57,7 +58,7 @@ async def running_server(folder: Path, **settings: Any) -> AsyncIterator[Running
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    server = RunningServer(f"http://127.0.0.1:{runner.addresses[0][1]}", app[PARTS])
+    server = RunningServer(f"http://127.0.0.1:{runner.addresses[0][1]}", app[PARTS], folder)
     try:
         yield server
     finally:
@@ -75,6 +76,8 @@ class ServerProcess:
     port: int = 0
     process: asyncio.subprocess.Process | None = None
     greeting: list[str] = field(default_factory=list)
+    stderr: IO[bytes] | None = None
+    """Where its log goes; None for where ours goes."""
 
     @property
     def url(self) -> str:
@@ -95,6 +98,7 @@ class ServerProcess:
                 **self.env,
             },
             stdout=asyncio.subprocess.PIPE,
+            stderr=self.stderr,
         )
         assert self.process.stdout is not None
         async with asyncio.timeout(30):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import jwt
 import pytest
 from pycrdt import Array, Doc, Map, Text
 
@@ -308,6 +309,33 @@ async def test_an_auth_that_is_none_is_refused(scene: Scene, auth: Any) -> None:
             assert refused.data["message"] == "unauthenticated"
 
 
+CLAIMS: dict[str, dict[str, Any]] = {
+    "an end that is a text of digits": {"exp": "9999999999"},
+    "an end that is no float": {"exp": 10**400},
+    "an end that is NaN": {"exp": float("nan")},
+    "a beginning that is true": {"nbf": True},
+    "an id that is a list": {"jti": ["1"]},
+    "a user that is a map": {"sub": {"id": "ana"}},
+    "a role that is a list": {"role": ["admin"]},
+}
+
+
+@pytest.mark.parametrize("claims", CLAIMS.values(), ids=CLAIMS.keys())
+async def test_odd_claims_are_refused_even_when_they_are_signed(
+    scene: Scene, claims: dict[str, Any]
+) -> None:
+    secret = (scene.server.folder / "jwt_secret").read_text()
+    # Without the library's own checks, which a signer elsewhere need not have.
+    payload = json.dumps({"sub": "ana", "exp": 2**33, **claims}).encode()
+    token = jwt.api_jws.encode(payload, secret, "HS256")
+    async with scene.unharmed(), scene.inside() as socket, scene.raw() as stranger:
+        for namespace in ("/", DOCUMENT):
+            refused = await stranger.enter(namespace, {"token": token})
+            assert refused.data["message"] == "unauthenticated"
+        answer = await socket.ask("auth:refresh", {"token": token})
+        assert answer["error"]["code"] == "unauthenticated"
+
+
 DEVICES = {
     "a text": "phone",
     "a list": [],
@@ -389,6 +417,13 @@ PAYLOADS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "too many streams": ("subscribe", ({"streams": ["x"] * 1_000},), "invalid"),
     "a time that is true": ("time:sync", ({"t0": True},), "invalid"),
     "a time that is a text": ("time:sync", ({"t0": "1"},), "invalid"),
+    "a new token that is none": ("auth:refresh", ({"token": "x.y.z"},), "unauthenticated"),
+    "a new token that is a number": ("auth:refresh", ({"token": 1},), "invalid"),
+    "a new token that is too long": ("auth:refresh", ({"token": "x" * 9_000},), "invalid"),
+    "half a letter as a token": ("auth:refresh", ({"token": HALF_A_LETTER},), "invalid"),
+    "a revocation by nobody": ("auth:revoke", ({"user_id": "ana"},), "forbidden"),
+    "a revocation of nothing": ("auth:revoke", ({},), "forbidden"),
+    "a revocation of half a letter": ("auth:revoke", ({"user_id": HALF_A_LETTER},), "invalid"),
 }
 
 SETS: dict[str, dict[str, Any]] = {
@@ -453,7 +488,7 @@ async def test_what_is_no_binary_is_refused_in_a_documents_namespace(
         assert await socket.settled()
 
 
-@pytest.mark.parametrize("event", ["workout:sync", "subscribe", "nothing"])
+@pytest.mark.parametrize("event", ["workout:sync", "subscribe", "auth:revoke", "nothing"])
 async def test_an_intent_in_a_documents_namespace_is_not_found(scene: Scene, event: str) -> None:
     async with scene.unharmed(), scene.inside() as socket:
         answer = await socket.ask(event, {"workout_id": "w"}, namespace=DOCUMENT)

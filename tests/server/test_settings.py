@@ -12,12 +12,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from server.settings import Settings, SettingsError, generated_secret
 
 SECRET = "a secret of more than thirty-two bytes"
+KEYS_URL = "https://host.example/jwks"
 NAMES = (
     *("HOST", "PORT", "DATA_DIR", "CORS_ORIGINS", "LOG_LEVEL", "LOG_FORMAT"),
     *("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"),
     *("REDIS_URL", "MONGODB_URI", "ROOM_IDLE_TIMEOUT_S", "COMPACT_AFTER", "MAX_UPDATE_BYTES"),
-    "AUTH_EXPIRING_NOTICE_S",
+    *("AUTH_EXPIRING_NOTICE_S", "REVOCATION_LIFETIME_S"),
+    *("JWT_JWKS_LIFETIME_S", "JWT_JWKS_STALE_S"),
 )
+
+
+def public_pem() -> str:
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +37,6 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, **env: str) -> Settings:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     return Settings.from_env()
-
-
-def public_pem() -> str:
-    key = ed25519.Ed25519PrivateKey.generate().public_key()
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def test_with_nothing_set_the_server_is_embedded_and_for_this_machine_only() -> None:
@@ -62,6 +64,9 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         COMPACT_AFTER="7",
         MAX_UPDATE_BYTES="2048",
         AUTH_EXPIRING_NOTICE_S="0",
+        JWT_JWKS_LIFETIME_S="60",
+        JWT_JWKS_STALE_S="0",
+        REVOCATION_LIFETIME_S="3600",
     )
     assert settings.jwt_secret is not None
     assert settings.jwt_secret.get_secret_value() == SECRET
@@ -71,6 +76,8 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
     assert (settings.room_idle_timeout_s, settings.compact_after) == (1.5, 7)
     assert (settings.max_update_bytes, settings.auth_expiring_notice_s) == (2048, 0)
+    assert (settings.jwt_jwks_lifetime_s, settings.jwt_jwks_stale_s) == (60, 0)
+    assert settings.revocation_lifetime_s == 3600
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,8 +104,69 @@ def test_a_public_key_is_key_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_keys_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="JWT_SECRET and JWT_PUBLIC_KEY"):
+    with pytest.raises(SettingsError, match="JWT_SECRET and JWT_PUBLIC_KEY are"):
         settings_of(monkeypatch, JWT_SECRET=SECRET, JWT_PUBLIC_KEY=public_pem())
+
+
+@pytest.mark.parametrize("other", [{"JWT_SECRET": SECRET}, {"JWT_PUBLIC_KEY": public_pem()}])
+def test_a_key_beside_a_key_set_is_one_too_many(
+    monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError, match=f"{next(iter(other))} and JWT_JWKS_URL are"):
+        settings_of(monkeypatch, JWT_JWKS_URL=KEYS_URL, **other)
+
+
+def test_three_keys_are_two_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="JWT_SECRET and JWT_PUBLIC_KEY and JWT_JWKS_URL"):
+        settings_of(
+            monkeypatch, JWT_SECRET=SECRET, JWT_PUBLIC_KEY=public_pem(), JWT_JWKS_URL=KEYS_URL
+        )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        KEYS_URL,
+        "https://host.example:8443/a/b?tenant=x",
+        "http://127.0.0.1:9000/keys",
+        "http://127.1.2.3/keys",
+        "http://[::1]:9000/keys",
+        "http://localhost/keys",
+    ],
+)
+def test_a_key_set_is_key_enough(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    assert settings_of(monkeypatch, HOST="0.0.0.0", JWT_JWKS_URL=url).jwt_jwks_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host.example/jwks",
+        "http://127.0.0.1.nip.io/jwks",
+        "http://localhost.example/jwks",
+        "http://0.0.0.0/jwks",
+        "http://10.0.0.1/jwks",
+        "http://[::ffff:10.0.0.1]/jwks",
+        "https://",
+        "https:host.example/jwks",
+        "https://host.example:port/jwks",
+        "https://[::1/jwks",
+        "https://host.example/a b",
+        "https://ana:hunter2@host.example/jwks",
+        "https://hunter2@host.example/jwks",
+        "file:///etc/hunter2",
+        "ftp://host.example/jwks",
+        "data:application/json,{}",
+        "host.example/jwks",
+        "hunter2",
+    ],
+)
+def test_a_key_set_comes_from_where_nobody_can_change_it_on_the_way(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    with pytest.raises(SettingsError, match="JWT_JWKS_URL") as refused:
+        settings_of(monkeypatch, JWT_JWKS_URL=url)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +192,12 @@ def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("AUTH_EXPIRING_NOTICE_S", "-1"),
         ("REDIS_URL", "redis://127.0.0.1"),
         ("MONGODB_URI", "mongodb://127.0.0.1"),
-        ("JWT_JWKS_URL", "https://host.example/jwks"),
+        ("JWT_JWKS_LIFETIME_S", "0"),
+        ("JWT_JWKS_LIFETIME_S", "inf"),
+        ("JWT_JWKS_STALE_S", "-1"),
+        ("JWT_JWKS_STALE_S", "nan"),
+        ("REVOCATION_LIFETIME_S", "0"),
+        ("REVOCATION_LIFETIME_S", "inf"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_its_name(

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from server.replay.devices import EventClient, Refused
+from tests.helpers.key_servers import key_server
 from tests.helpers.servers import ROOT, ServerProcess, clean_env
 
 pytestmark = pytest.mark.system
@@ -234,6 +235,29 @@ async def test_a_public_key_alone_signs_nothing(tmp_path: Path) -> None:
     assert "JWT_PUBLIC_KEY" in made.complaint
 
 
+async def test_a_key_set_alone_signs_nothing(tmp_path: Path) -> None:
+    url = "https://host.example/jwks"
+    made = await run("token", "--user", "ana", data=tmp_path, JWT_JWKS_URL=url)
+    assert "JWT_JWKS_URL can check tokens, not sign them" in made.complaint
+    assert not (tmp_path / "jwt_secret").exists()
+
+
+async def test_a_server_with_a_key_set_prints_no_token_and_lets_in_by_the_set(
+    tmp_path: Path,
+) -> None:
+    async with key_server("k1") as provider:
+        server = Serving(tmp_path, {"JWT_JWKS_URL": provider.url, "HOST": "0.0.0.0"})
+        try:
+            await ServerProcess.start(server)  # it may not be ready yet
+            user = (await welcome(server, provider.token("ana", "k1")))["user"]
+            assert user == {"id": "ana", "name": "ana", "role": "user"}
+            assert await server.terminate() == 0
+            assert "token for" not in "\n".join(await server.greeted())
+        finally:
+            await server.stop()
+    assert not (tmp_path / "jwt_secret").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -366,7 +390,16 @@ HALVES: dict[str, tuple[dict[str, str], str]] = {
     "a format that there is not": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
     "Redis": ({"REDIS_URL": "redis://:hunter2@127.0.0.1"}, "REDIS_URL"),
     "MongoDB": ({"MONGODB_URI": "mongodb://u:hunter2@127.0.0.1"}, "MONGODB_URI"),
-    "a key set": ({"JWT_JWKS_URL": "https://host.example/jwks"}, "JWT_JWKS_URL"),
+    "a key set beside a secret": (
+        {"JWT_JWKS_URL": "https://host.example/jwks", "JWT_SECRET": SECRET},
+        "JWT_JWKS_URL",
+    ),
+    "a key set that others can change": ({"JWT_JWKS_URL": "http://host.example"}, "JWT_JWKS_URL"),
+    "a key set with a password": (
+        {"JWT_JWKS_URL": "https://ana:hunter2@host.example/"},
+        "JWT_JWKS_URL",
+    ),
+    "a key in the place of a secret": ({"JWT_SECRET": private_pem()}, "JWT_SECRET"),
 }
 
 

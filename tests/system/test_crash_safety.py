@@ -27,6 +27,7 @@ from crdt import ids
 from crdt.ids import DocName
 from crdt.wire import state_clocks
 from server.auth import Authenticator
+from server.keys import GivenKey
 from server.replay.devices import DocumentClient, EventClient, Lost, Refused
 from tests.helpers.servers import ServerProcess
 
@@ -55,7 +56,7 @@ class World:
         self.random = random.Random(seed)
         self.data = folder / "data"
         self.server = ServerProcess(self.data, {"JWT_SECRET": SECRET})
-        self.auth = Authenticator(SECRET, "HS256", can_sign=True)
+        self.auth = Authenticator(GivenKey.secret(SECRET))
         self.life = 0
         self.is_ending = False
         self.sent = 0

@@ -18,6 +18,7 @@ from pycrdt import Map
 from crdt import ids
 from crdt.ports import Append, Stored
 from server.auth import Authenticator
+from server.keys import GivenKey
 from server.replay.devices import CallFailed, DocumentClient, EventClient, Lost, Refused
 from tests.helpers.servers import RunningServer, ServerProcess, running_server
 
@@ -27,7 +28,7 @@ DEADLINE_S = 15.0
 
 
 def token(user_id: str) -> str:
-    return Authenticator(SECRET, "HS256", can_sign=True).sign(user_id)
+    return Authenticator(GivenKey.secret(SECRET)).sign(user_id)
 
 
 @asynccontextmanager

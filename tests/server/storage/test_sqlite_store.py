@@ -14,10 +14,13 @@ from crdt import ids
 from crdt.access import Member
 from crdt.errors import Conflict, Unavailable
 from crdt.ids import DocKind, UserId
+from crdt.revocations import Revocation
+from crdt.room import Room
 from server.storage.sqlite import SCHEMA_VERSION, SqliteStore, StorageError
 from tests.contracts.update_store import (
     ANA,
     BEN,
+    LATER_MS,
     StoreContract,
     create,
     log_set,
@@ -25,7 +28,7 @@ from tests.contracts.update_store import (
     score,
     summary,
 )
-from tests.helpers.rooms import LEG_DAY, entry
+from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
 
 
 @pytest.fixture
@@ -184,6 +187,124 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
         SqliteStore(tmp_path)
     with pytest.raises(StorageError, match="cannot be opened"):
         SqliteStore(tmp_path)
+
+
+# -- data of an older version -----------------------------------------------------------------
+
+VERSION_1 = Path(__file__).parents[2] / "data" / "version-1.sql"
+
+
+def of_version_1(folder: Path) -> None:
+    """A database as the first version left it: a workout under way, and a template."""
+    db = sqlite3.connect(folder / "repsync.db")
+    db.executescript(VERSION_1.read_text())
+    db.close()
+
+
+def version_of(folder: Path) -> int:
+    db = sqlite3.connect(folder / "repsync.db")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    db.close()
+    return int(version)
+
+
+async def test_data_of_version_1_are_read_and_can_be_written(tmp_path: Path) -> None:
+    of_version_1(tmp_path)
+    assert version_of(tmp_path) == 1
+    store = SqliteStore(tmp_path)
+    loaded = await store.load(LEG_DAY)
+    assert loaded is not None
+    room = Room(LEG_DAY, loaded)
+    assert room.view["sets"]["s1"]["weight_kg"] == 100
+    assert loaded.awards["s1"].keys() == {"weight", "volume", "e1rm"}
+    assert loaded.members[BEN].role == "coach"
+    assert await store.active_workout(ANA) == "leg-day"
+    notes = await store.load(ids.template("push"))
+    assert notes is not None
+    assert Room(ids.template("push"), notes).view["notes"] == {"text": "Warm up first."}
+    assert await log_set(store, score("t", weight=90)) == set()
+    assert list(await store.revocations(NOW_MS)) == []
+    revocation = Revocation("user", "ana", LATER_MS, NOW_MS)
+    await store.revoke(revocation, entry("root"))
+    await store.close()
+    assert version_of(tmp_path) == SCHEMA_VERSION
+    again = SqliteStore(tmp_path)
+    assert list(await again.revocations(NOW_MS)) == [revocation]
+    reloaded = await again.load(LEG_DAY)
+    assert reloaded is not None
+    assert reloaded.updates[:-1] == loaded.updates
+    await again.close()
+
+
+async def test_new_data_and_moved_data_have_the_same_tables(tmp_path: Path) -> None:
+    folders = [tmp_path / "old", tmp_path / "new"]
+    folders[0].mkdir()
+    of_version_1(folders[0])
+    schemas = []
+    for folder in folders:
+        await SqliteStore(folder).close()
+        db = sqlite3.connect(folder / "repsync.db")
+        schemas.append(sorted(db.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOTNULL")))
+        db.close()
+    assert schemas[0] == schemas[1]
+
+
+async def test_a_move_that_fails_leaves_the_data_as_they_were(tmp_path: Path) -> None:
+    of_version_1(tmp_path)
+    raw(tmp_path, "CREATE INDEX revocations_by_end ON members (role)")
+    with pytest.raises(StorageError, match="cannot be opened"):
+        SqliteStore(tmp_path)
+    assert version_of(tmp_path) == 1
+    db = sqlite3.connect(tmp_path / "repsync.db")
+    assert not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'revocations'").fetchall()
+    db.close()
+    raw(tmp_path, "DROP INDEX revocations_by_end")
+    store = SqliteStore(tmp_path)
+    assert await store.load(LEG_DAY) is not None
+    await store.close()
+
+
+# -- revocations ------------------------------------------------------------------------------
+
+
+async def test_a_reopened_store_knows_what_was_revoked_and_by_whom(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    revocation = Revocation("token", "t1", LATER_MS)
+    await store.revoke(revocation, entry("root"))
+    again = await reopened(store, tmp_path)
+    assert list(await again.revocations(NOW_MS)) == [revocation]
+    await again.close()
+    db = sqlite3.connect(tmp_path / "repsync.db")
+    assert db.execute("SELECT revoked_by, revoked_at FROM revocations").fetchall() == [
+        ("root", NOW_MS)
+    ]
+    db.close()
+
+
+async def test_a_revocation_that_has_ended_is_deleted_in_time(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    for number, until_ms in enumerate((1, LATER_MS)):
+        await store.revoke(Revocation("token", f"t{number}", until_ms), entry("root"))
+    again = await reopened(store, tmp_path)
+    await again.check()  # the first commit of a store tidies up
+    await again.close()
+    db = sqlite3.connect(tmp_path / "repsync.db")
+    assert db.execute("SELECT id FROM revocations").fetchall() == [("t1",)]
+    db.close()
+
+
+async def test_a_revocation_on_a_full_disk_is_unavailable_and_not_kept(
+    store: SqliteStore,
+) -> None:
+    await create(store)
+    await fill(store)
+    op = entry("root", op_id="op", answer=lambda stored: {"ok": "x" * 100_000})
+    with pytest.raises(Unavailable):
+        await store.revoke(Revocation("token", "t1", LATER_MS), op)
+    assert list(await store.revocations(NOW_MS)) == []
+    assert await store.answer(UserId("root"), "op") is None
 
 
 # -- damage -----------------------------------------------------------------------------------
