@@ -15,15 +15,15 @@ from aiohttp import web
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
-from server import http
+from server import http, limits
 from server.auth import Authenticator
-from server.gateway import Gateway, max_packet_bytes
+from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.sqlite import SqliteStore
 from server.streams import StreamHub
-from server.transport.server import SocketServer, TransportLimits
+from server.transport.server import SocketServer
 
 
 class WallClock:
@@ -62,16 +62,7 @@ def create_app(settings: Settings) -> web.Application:
     sockets = SocketServer(
         gateway,
         cors_origins=settings.cors_origins,
-        limits=TransportLimits(
-            max_packet_bytes=max_packet_bytes(settings),
-            send_budget_bytes=settings.send_budget_bytes,
-            stall_timeout_s=settings.stall_timeout_s,
-            ping_interval_s=settings.ping_interval_s,
-            ping_timeout_s=settings.ping_timeout_s,
-            max_connections=settings.max_connections,
-            max_connections_per_address=settings.max_connections_per_address,
-            max_connects_per_s=settings.max_connects_per_s,
-        ),
+        limits=limits.of_transport(settings),
     )
     hub = RoomHub(
         store,
@@ -82,7 +73,8 @@ def create_app(settings: Settings) -> web.Application:
     )
     health = Health(store, lambda: {"connections": sockets.connection_count, "rooms": len(hub)})
     streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
-    gateway.open(sockets, hub, Services(hub, store, clock, gateway, streams), streams)
+    services = Services(hub, store, clock, gateway, streams, limits=limits.of_handlers(settings))
+    gateway.open(sockets, hub, services, streams)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
 
     app = web.Application()
@@ -148,6 +140,7 @@ def _watch(
         ("messages_dropped", "Left out because a client was slow", "kind", transport.dropped),
         ("connections_closed", "Ended connections", "reason", transport.closed),
         ("connects_refused", "Connects refused with 503", "reason", transport.refused),
+        ("messages_limited", "Above a client's or user's allowance", "kind", transport.limited),
     ):
         metrics.count(f"repsync_{what}", text, label, read.copy)
     counted("slow_readers", "Clients over their budget now", lambda: sockets.slow_count)

@@ -9,6 +9,7 @@ from crdt.access import User
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection
 from handlers.context import Caller
+from server.transport.allowance import Allowance
 
 
 @dataclass(slots=True)
@@ -21,6 +22,8 @@ class Session:
     device: dict[str, str]
     token_digest: bytes
     expires_at_s: float
+    allowance: Allowance
+    """What the user may still send; all of the user's sessions share it."""
     document: DocName | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     missed: tuple[bytes, bytes] | None = None

@@ -16,7 +16,8 @@ NAMES = (
     *("HOST", "PORT", "DATA_DIR", "CORS_ORIGINS", "LOG_LEVEL", "LOG_FORMAT"),
     *("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"),
     *("REDIS_URL", "MONGODB_URI", "ROOM_IDLE_TIMEOUT_S", "COMPACT_AFTER", "MAX_UPDATE_BYTES"),
-    "AUTH_EXPIRING_NOTICE_S",
+    *("AUTH_EXPIRING_NOTICE_S", "MAX_EVENTS_PER_S", "MAX_USER_EVENTS_BURST", "MAX_JSON_DEPTH"),
+    *("MAX_ROOMS_PER_CONNECTION", "HTTP_HEAD_TIMEOUT_S"),
 )
 
 
@@ -122,6 +123,17 @@ def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("COMPACT_AFTER", "0"),
         ("MAX_UPDATE_BYTES", "10"),
         ("AUTH_EXPIRING_NOTICE_S", "-1"),
+        ("CORS_ORIGINS", "app.example"),
+        ("CORS_ORIGINS", "https://app.example/"),
+        ("CORS_ORIGINS", "https://app.example, https://b.example/path"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", "null"),
+        ("MAX_EVENTS_PER_S", "0"),
+        ("MAX_EVENTS_PER_S", "0.5"),
+        ("MAX_USER_EVENTS_BURST", "0"),
+        ("MAX_JSON_DEPTH", "1000"),
+        ("MAX_ROOMS_PER_CONNECTION", "0"),
+        ("HTTP_HEAD_TIMEOUT_S", "0"),
         ("REDIS_URL", "redis://127.0.0.1"),
         ("MONGODB_URI", "mongodb://127.0.0.1"),
         ("JWT_JWKS_URL", "https://host.example/jwks"),
