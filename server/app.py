@@ -15,7 +15,7 @@ from aiohttp import web
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
-from server import http, limits
+from server import http, http_rules, limits
 from server.auth import Authenticator
 from server.gateway import Gateway
 from server.health import Health
@@ -77,7 +77,8 @@ def create_app(settings: Settings) -> web.Application:
     gateway.open(sockets, hub, services, streams)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
 
-    app = web.Application()
+    app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
+    http_rules.apply(app, settings)
     app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
