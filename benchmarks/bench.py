@@ -250,7 +250,14 @@ def our_environment(data: Path, port: int) -> dict[str, str]:
         "DATA_DIR": str(data),
         "PORT": str(port),
         "LOG_LEVEL": "WARNING",
+        # The whole fleet is one user, and one client makes all documents.
         "MAX_SESSIONS_PER_USER": "20000",
+        "MAX_USER_EVENTS_PER_S": "1000000",
+        "MAX_USER_EVENTS_BURST": "1000000",
+        "MAX_USER_BYTES_PER_S": "1000000000",
+        "MAX_USER_BYTES_BURST": "1000000000",
+        "MAX_EVENTS_PER_S": "100000",
+        "MAX_ROOMS_PER_CONNECTION": "20000",
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile, islice
 
 from crdt.access import Member
 from crdt.errors import Conflict
@@ -122,12 +123,19 @@ class MemoryStore:
     async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
         return self._answers.get((user_id, op_id))
 
-    async def summaries(self, user_id: UserId, kind: DocKind) -> Sequence[tuple[Summary, str]]:
-        return [
+    async def summaries(
+        self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None
+    ) -> Sequence[tuple[Summary, str]]:
+        newest_first: Iterator[tuple[DocName, _Document]] = reversed(self._documents.items())
+        if before is not None:
+            newest_first = dropwhile(lambda item: item[0] != before, newest_first)
+            next(newest_first, None)
+        mine = (
             (document.summary, document.members[user_id].role)
-            for doc, document in reversed(self._documents.items())
+            for doc, document in newest_first
             if doc.kind is kind and user_id in document.members
-        ]
+        )
+        return list(islice(mine, limit))
 
     async def summary(self, doc: DocName) -> Summary | None:
         found = self._documents.get(doc)

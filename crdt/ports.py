@@ -150,8 +150,15 @@ class Store(Protocol):
     async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
         """What this user's `op_id` was answered with in the last 24 hours or longer."""
 
-    async def summaries(self, user_id: UserId, kind: DocKind) -> Sequence[tuple[Summary, str]]:
-        """The documents that this user is a member of, newest first, with the user's role."""
+    async def summaries(
+        self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None
+    ) -> Sequence[tuple[Summary, str]]:
+        """The documents that this user is a member of, newest first, with the user's role.
+
+        Args:
+            limit: no more than so many.
+            before: only those that come after this one in the list; none if it is unknown.
+        """
 
     async def summary(self, doc: DocName) -> Summary | None:
         """One document's summary."""

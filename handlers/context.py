@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from crdt.access import Member, Right, User
+from crdt.errors import Conflict
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom
@@ -57,6 +58,9 @@ class Streams(Protocol):
     def unsubscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> list[str]:
         """Returns: those that were subscribed."""
 
+    def streams_of(self, connection_id: ConnectionId) -> Collection[str]:
+        """What a connection watches now."""
+
 
 @dataclass(slots=True)
 class Caller:
@@ -75,6 +79,15 @@ class Caller:
         return Connection(self.connection_id, self.user, self.device, document=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one connection may hold, and one answer list."""
+
+    max_rooms_per_connection: int = 200
+    max_streams_per_connection: int = 200
+    max_page_size: int = 500
+
+
 @dataclass(slots=True)
 class Services:
     """What all calls share; put together once, at the start.
@@ -88,6 +101,7 @@ class Services:
     clock: Clock
     sessions: Sessions
     streams: Streams
+    limits: Limits = field(default_factory=Limits)
     new_id: Callable[[], str] = field(default=lambda: str(uuid4()))
     revocation_lifetime_s: float = 30 * 86_400
     _starting: WeakValueDictionary[UserId, asyncio.Lock] = field(
@@ -141,6 +155,20 @@ class Context:
         async with self.hub.lease(name) as live:
             live.demand(self.user, right)
             yield live
+
+    def demand_place_for(self, name: DocName) -> None:
+        """Asked before anything is changed for the sake of joining.
+
+        Raises:
+            Conflict: this connection is in as many rooms as it may be.
+        """
+        joined = self.hub.joined(self.caller.connection_id)
+        limit = self.services.limits.max_rooms_per_connection
+        if len(joined) >= limit and name not in joined:
+            raise Conflict(
+                "this connection is in as many rooms as it may be; leave one",
+                details={"limit": limit},
+            )
 
     def join(self, live: LiveRoom) -> None:
         """Put the caller into a room, unless it has gone while its event was handled.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from crdt import ids
 from crdt.access import Right
-from crdt.errors import Forbidden, NotFound, RepSyncError
+from crdt.errors import Conflict, Forbidden, NotFound, RepSyncError
 from crdt.ids import DocKind
 from handlers.context import Context
 from handlers.registry import Payload, Registry
@@ -30,13 +30,16 @@ async def subscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     """Watch streams: the current value of each comes first, then its changes."""
     subscribed: list[str] = []
     errors: dict[str, Any] = {}
+    watched = set(ctx.services.streams.streams_of(ctx.caller.connection_id))
     for stream in dict.fromkeys(msg.streams):
         try:
+            _demand_place_for(ctx, stream, watched)
             await _allow(ctx, stream)
         except RepSyncError as exc:
             errors[stream] = exc.to_wire()
         else:
             subscribed.append(stream)
+            watched.add(stream)
     ctx.services.streams.subscribe(ctx.caller.connection_id, subscribed)
     return {"subscribed": subscribed, "denied": list(errors), "errors": errors}
 
@@ -45,6 +48,16 @@ async def subscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
 async def unsubscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     """Watch these streams no more."""
     return {"unsubscribed": ctx.services.streams.unsubscribe(ctx.caller.connection_id, msg.streams)}
+
+
+def _demand_place_for(ctx: Context, stream: str, watched: Collection[str]) -> None:
+    """Raises Conflict when this connection watches as many streams as it may."""
+    limit = ctx.services.limits.max_streams_per_connection
+    if len(watched) >= limit and stream not in watched:
+        raise Conflict(
+            "this connection watches as many streams as it may; leave one",
+            details={"limit": limit},
+        )
 
 
 async def _allow(ctx: Context, stream: str) -> None:

@@ -10,6 +10,7 @@ from crdt.access import Right
 from crdt.ports import Answer, Summary
 from crdt.schema import Goal, Id, Label, TemplateMetaChanges, Title, Visibility
 from handlers.context import Context
+from handlers.lists import ListPage, page
 from handlers.membership import UserIdField, let_in, let_out
 from handlers.registry import ChangePayload, Payload, Registry
 
@@ -26,13 +27,17 @@ class CreateTemplate(ChangePayload):
 
 async def _join_created(ctx: Context, answer: Answer) -> None:
     """Creating joins; sent again from a new connection, it joins that one as well."""
-    async with ctx.room(ids.template(answer["template"]["id"]), Right.READ) as live:
+    name = ids.template(answer["template"]["id"])
+    ctx.demand_place_for(name)
+    async with ctx.room(name, Right.READ) as live:
         ctx.join(live)
 
 
 @registry.on("template:create", CreateTemplate, again=_join_created)
 async def create_template(ctx: Context, msg: CreateTemplate) -> Mapping[str, Any]:
     """Make an empty template, and join it."""
+    name = ids.template(msg.template_id or ctx.new_id())
+    ctx.demand_place_for(name)
     optional = {"goal": msg.goal, "difficulty": msg.difficulty}
     writes = template.create(
         owner_id=ctx.user.id,
@@ -41,7 +46,7 @@ async def create_template(ctx: Context, msg: CreateTemplate) -> Mapping[str, Any
         optional={key: value for key, value in optional.items() if value is not None},
     )
     answer = await ctx.hub.create(
-        ids.template(msg.template_id or ctx.new_id()),
+        name,
         writes,
         ctx.caller.connection,
         ctx.event,
@@ -63,15 +68,11 @@ async def get_template(ctx: Context, msg: TemplatePayload) -> Mapping[str, Any]:
         return {"template": live.snapshot(ctx.now_ms())}
 
 
-class ListTemplates(Payload):
-    pass
-
-
-@registry.on("template:list", ListTemplates)
-async def list_templates(ctx: Context, msg: ListTemplates) -> Mapping[str, Any]:
+@registry.on("template:list", ListPage)
+async def list_templates(ctx: Context, msg: ListPage) -> Mapping[str, Any]:
     """List the templates that the caller is a member of, newest first."""
-    found = await ctx.store.summaries(ctx.user.id, ids.DocKind.TEMPLATE)
-    return {"templates": [_listed(summary, role) for summary, role in found]}
+    found, more = await page(ctx, ids.DocKind.TEMPLATE, msg)
+    return {"templates": [_listed(summary, role) for summary, role in found], "more": more}
 
 
 def _listed(summary: Summary, role: str) -> dict[str, Any]:
@@ -104,6 +105,7 @@ async def update_template_meta(ctx: Context, msg: UpdateTemplateMeta) -> Mapping
 @registry.on("template:join", TemplatePayload)
 async def join_template(ctx: Context, msg: TemplatePayload) -> Mapping[str, Any]:
     """Get the template's events on this socket."""
+    ctx.demand_place_for(ids.template(msg.template_id))
     async with ctx.room(ids.template(msg.template_id), Right.READ) as live:
         ctx.join(live)
         member = live.room.members.get(ctx.user.id)

@@ -14,6 +14,7 @@ from crdt.ports import Answer, Summary
 from crdt.replica import Put, Write
 from crdt.schema import Id, Mode, Title, Visibility
 from handlers.context import Context
+from handlers.lists import ListPage, page
 from handlers.membership import UserIdField, let_in, let_out
 from handlers.registry import ChangePayload, Payload, Registry
 
@@ -32,7 +33,9 @@ class CreateWorkout(ChangePayload):
 
 async def _join_created(ctx: Context, answer: Answer) -> None:
     """Creating joins; sent again from a new connection, it joins that one as well."""
-    async with ctx.room(ids.workout(answer["workout"]["id"]), Right.READ) as live:
+    name = ids.workout(answer["workout"]["id"])
+    ctx.demand_place_for(name)
+    async with ctx.room(name, Right.READ) as live:
         ctx.join(live)
 
 
@@ -40,6 +43,7 @@ async def _join_created(ctx: Context, answer: Answer) -> None:
 async def create_workout(ctx: Context, msg: CreateWorkout) -> Mapping[str, Any]:
     """Plan a workout, empty or from a template, and join it."""
     name = ids.workout(msg.workout_id or ctx.new_id())
+    ctx.demand_place_for(name)
     title = msg.title
     writes: list[Write] = []
     if msg.template_id is not None:
@@ -89,6 +93,7 @@ async def join_workout(ctx: Context, msg: JoinWorkout) -> Mapping[str, Any]:
     of a solo workout; coaches are invited.
     """
     name = ids.workout(msg.workout_id)
+    ctx.demand_place_for(name)
     async with ctx.room(name, Right.READ) as live:
         ctx.hub.demand_seat(live, ctx.caller.connection_id)  # or they would be a member in vain
         known = live.room.roster.get(ctx.user.id)
@@ -131,15 +136,11 @@ async def sync_workout(ctx: Context, msg: WorkoutPayload) -> Mapping[str, Any]:
         return {"workout": live.snapshot(now_ms), "server_time": now_ms}
 
 
-class ListWorkouts(Payload):
-    pass
-
-
-@registry.on("workout:list", ListWorkouts)
-async def list_workouts(ctx: Context, msg: ListWorkouts) -> Mapping[str, Any]:
+@registry.on("workout:list", ListPage)
+async def list_workouts(ctx: Context, msg: ListPage) -> Mapping[str, Any]:
     """List the workouts that the caller is a member of, newest first."""
-    found = await ctx.store.summaries(ctx.user.id, ids.DocKind.WORKOUT)
-    return {"workouts": [_listed(summary, role) for summary, role in found]}
+    found, more = await page(ctx, ids.DocKind.WORKOUT, msg)
+    return {"workouts": [_listed(summary, role) for summary, role in found], "more": more}
 
 
 def _listed(summary: Summary, role: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from aiohttp import web
 from server import logs
 from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
+from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
 from server.storage.sqlite import StorageError
 
@@ -122,7 +123,7 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then let what is under way become durable."""
     app = create_app(settings)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    runner = make_runner(app, settings, shutdown_timeout_s=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port)

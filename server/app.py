@@ -16,15 +16,15 @@ from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
-from server import http
+from server import http, http_rules, limits
 from server.auth import Authenticator
-from server.gateway import Gateway, max_packet_bytes
+from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.sqlite import SqliteStore, StorageError
 from server.streams import StreamHub
-from server.transport.server import SocketServer, TransportLimits
+from server.transport.server import SocketServer
 
 
 class WallClock:
@@ -63,16 +63,7 @@ def create_app(settings: Settings) -> web.Application:
     sockets = SocketServer(
         gateway,
         cors_origins=settings.cors_origins,
-        limits=TransportLimits(
-            max_packet_bytes=max_packet_bytes(settings),
-            send_budget_bytes=settings.send_budget_bytes,
-            stall_timeout_s=settings.stall_timeout_s,
-            ping_interval_s=settings.ping_interval_s,
-            ping_timeout_s=settings.ping_timeout_s,
-            max_connections=settings.max_connections,
-            max_connections_per_address=settings.max_connections_per_address,
-            max_connects_per_s=settings.max_connects_per_s,
-        ),
+        limits=limits.of_transport(settings),
     )
     hub = RoomHub(
         store,
@@ -80,6 +71,7 @@ def create_app(settings: Settings) -> web.Application:
         clock,
         idle_timeout_s=settings.room_idle_timeout_s,
         compact_after=settings.compact_after,
+        limits=limits.of_documents(settings),
         max_room_members=settings.max_room_members,
         max_room_connections=settings.max_room_connections,
     )
@@ -96,6 +88,7 @@ def create_app(settings: Settings) -> web.Application:
         gateway,
         streams,
         revocation_lifetime_s=settings.revocation_lifetime_s,
+        limits=limits.of_handlers(settings),
     )
     gateway.open(sockets, hub, services, streams)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
@@ -104,7 +97,8 @@ def create_app(settings: Settings) -> web.Application:
             "repsync_jwks_fetches", "Fetches of the key set", "outcome", auth.key_set.fetches.copy
         )
 
-    app = web.Application()
+    app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
+    http_rules.apply(app, settings)
     app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
@@ -179,6 +173,7 @@ def _watch(
         ("messages_dropped", "Left out because a client was slow", "kind", transport.dropped),
         ("connections_closed", "Ended connections", "reason", transport.closed),
         ("connects_refused", "Connects refused with 503", "reason", transport.refused),
+        ("messages_limited", "Above a client's or user's allowance", "kind", transport.limited),
     ):
         metrics.count(f"repsync_{what}", text, label, read.copy)
     counted("slow_readers", "Clients over their budget now", lambda: sockets.slow_count)

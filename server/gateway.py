@@ -27,16 +27,17 @@ from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
-from crdt.wire import MAX_STATE_BYTES
 from handlers.context import Services
 from handlers.registry import Registry
+from server import limits
 from server.auth import Authenticator, Identity, is_text
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
 from server.metrics import Metrics
 from server.sessions import Session
 from server.settings import Settings
 from server.streams import StreamHub
-from server.transport.server import Ack, SocketServer
+from server.transport.allowance import Allowance
+from server.transport.server import Ack, Excess, SocketServer
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,9 @@ class Gateway:
         self._by_user: dict[UserId, set[ConnectionId]] = {}
         self._session_counts: Counter[UserId] = Counter()
         self._revocations = RevocationList()
-        self.limits = {
-            "max_update_bytes": settings.max_update_bytes,
-            "max_packet_bytes": max_packet_bytes(settings),
-            "max_awareness_state_bytes": MAX_STATE_BYTES,
-            "max_room_members": settings.max_room_members,
-            "max_room_connections": settings.max_room_connections,
-        }
+        self._allowances: dict[UserId, Allowance] = {}
+        self._user_rate = limits.of_user(settings)
+        self.limits = limits.told(settings)
 
     def open(
         self, sockets: SocketServer, hub: RoomHub, services: Services, streams: StreamHub
@@ -136,6 +133,7 @@ class Gateway:
             identity.token,
             _digest(str(token)),
             identity.expires_at_s,
+            self._allowance_of(identity.user),
             document,
         )
         self._sessions[session.id] = session
@@ -156,6 +154,24 @@ class Gateway:
         if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
             self._metrics.refused.labels(RateLimited.code).inc()
             raise RateLimited("too many connections of one user", retry_after_ms=5_000)
+
+    def _allowance_of(self, user: User) -> Allowance:
+        """The one of the user's other sessions, or a full one."""
+        allowance = self._allowances.get(user.id)
+        if allowance is None:
+            now = asyncio.get_running_loop().time()
+            allowance = self._allowances[user.id] = Allowance(self._user_rate, now)
+        return allowance
+
+    def allowance(self, sid: str) -> Allowance | None:
+        session = self._sessions.get(ConnectionId(sid))
+        return session.allowance if session is not None else None
+
+    def excess(self, namespace: str, event: str) -> Excess:
+        if not namespace.startswith(DOCUMENT_PREFIX) or event not in DOCUMENT_EVENTS:
+            return Excess.REFUSE
+        # A stock Yjs client knows no errors: what it is not to lose can only be held.
+        return Excess.DROP if event == "awareness-update" else Excess.HOLD
 
     async def connected(self, namespace: str, sid: str) -> None:
         session = self._sessions.get(ConnectionId(sid))
@@ -236,6 +252,7 @@ class Gateway:
         self._session_counts[session.user.id] -= 1
         if not self._session_counts[session.user.id]:
             del self._session_counts[session.user.id]
+            del self._allowances[session.user.id]
         mine = self._by_user.get(session.user.id)
         if mine is not None:
             mine.discard(session.id)
@@ -367,12 +384,6 @@ def _revoked() -> Unauthenticated:
     return Unauthenticated("the token has been revoked")
 
 
-def max_packet_bytes(settings: Settings) -> int:
-    """What the transport takes: more than an update may have, so that one that is too large can
-    still be answered. A larger packet closes the socket, and its client would send it again."""
-    return 2 * settings.max_update_bytes + 64 * 1024
-
-
 def _document_of(namespace: str) -> DocName | None:
     if namespace == "/":
         return None
@@ -388,9 +399,12 @@ def _device(given: Any) -> dict[str, str]:
         raise Invalid.at("device", "must be an object {id, name}")
     id_, name = given.get("id") or str(uuid4()), given.get("name", "")
     if not all(
-        isinstance(text, str) and len(text) <= 100 and is_text(text) for text in (id_, name)
+        isinstance(text, str) and len(text) <= limits.MAX_DEVICE_CHARS and is_text(text)
+        for text in (id_, name)
     ):
-        raise Invalid.at("device", "id and name are texts of 100 characters at most")
+        raise Invalid.at(
+            "device", f"id and name are texts of {limits.MAX_DEVICE_CHARS} characters at most"
+        )
     return {"id": id_, "name": name}
 
 

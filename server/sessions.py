@@ -10,6 +10,7 @@ from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection
 from crdt.revocations import TokenFacts
 from handlers.context import Caller
+from server.transport.allowance import Allowance
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class Session:
     token: TokenFacts
     token_digest: bytes
     expires_at_s: float
+    allowance: Allowance
+    """What the user may still send; all of the user's sessions share it."""
     document: DocName | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     missed: tuple[bytes, bytes] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 MIN_SECRET_BYTES = 32
 MAX_REVOCATION_S = 100 * 365 * 86_400
 KEY_SETTINGS = ("jwt_secret", "jwt_public_key", "jwt_jwks_url")
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 
 
 class SettingsError(Exception):
@@ -58,6 +61,31 @@ class Settings(BaseSettings):
     max_connections_per_address: Annotated[int, Field(ge=1)] = 20_000
     max_sessions_per_user: Annotated[int, Field(ge=1)] = 200
     max_connects_per_s: Annotated[float, Field(gt=0)] = 2_000.0
+
+    # What one connection, one user and one packet may hold or send; `welcome` tells them.
+    max_document_bytes: Annotated[int, Field(ge=1_024)] = 8 * 1024 * 1024
+    max_sets_per_workout: Annotated[int, Field(ge=1)] = 2_000
+    max_exercises_per_document: Annotated[int, Field(ge=1)] = 200
+    max_namespaces_per_connection: Annotated[int, Field(ge=1)] = 64
+    max_rooms_per_connection: Annotated[int, Field(ge=1)] = 200
+    max_streams_per_connection: Annotated[int, Field(ge=1)] = 200
+    max_page_size: Annotated[int, Field(ge=1)] = 500
+    max_events_per_s: Annotated[int, Field(ge=1)] = 200
+    max_events_burst: Annotated[int, Field(ge=1)] = 2_000
+    max_bytes_per_s: Annotated[int, Field(ge=1)] = 1024 * 1024
+    max_bytes_burst: Annotated[int, Field(ge=1_024)] = 16 * 1024 * 1024
+    max_user_events_per_s: Annotated[int, Field(ge=1)] = 1_000
+    max_user_events_burst: Annotated[int, Field(ge=1)] = 10_000
+    max_user_bytes_per_s: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
+    max_user_bytes_burst: Annotated[int, Field(ge=1_024)] = 64 * 1024 * 1024
+    max_json_bytes: Annotated[int, Field(ge=1_024)] = 1024 * 1024
+    max_json_depth: Annotated[int, Field(ge=8, le=200)] = 32
+    max_attachments_per_packet: Annotated[int, Field(ge=1)] = 10
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    http_head_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    http_body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    http_idle_timeout_s: Annotated[float, Field(gt=0)] = 75.0
+
     drain_spread_s: Annotated[float, Field(ge=0)] = 5.0
     auth_expiring_notice_s: Annotated[float, Field(ge=0)] = 60.0
     jwt_jwks_lifetime_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
@@ -70,6 +98,16 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(origin.strip() for origin in value.split(",") if origin.strip())
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: scheme://host, a port if need be, and no path"
+                )
+        return origins
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from crdt import ids
@@ -56,6 +56,9 @@ class StreamHub:
         for stream in left:
             self._drop(connection_id, stream)
         return left
+
+    def streams_of(self, connection_id: ConnectionId) -> Collection[str]:
+        return self._watched.get(connection_id, ())
 
     def forget(self, connection_id: ConnectionId) -> None:
         """The connection is gone."""

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from server.app import create_app
 from server.auth import Authenticator
+from server.http_rules import make_runner
 from server.replay.check import Problem, check_records, check_workout, told_records
 from server.replay.devices import CallFailed, Lost, Refused
 from server.replay.exports import LoggedWorkout, NotAnExport, TrainingExport, read_export
@@ -167,7 +168,7 @@ async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[st
                 **dict.fromkeys(KEY_SETTINGS),
             }
         )
-        runner = web.AppRunner(create_app(own), access_log=None, shutdown_timeout=1.0)
+        runner = make_runner(create_app(own), own, shutdown_timeout_s=1.0)
         await runner.setup()
         try:
             await web.TCPSite(runner, own.host, 0).start()

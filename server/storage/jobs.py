@@ -22,6 +22,13 @@ log = logging.getLogger(__name__)
 MAX_VALUE = 2**53
 MAX_KNOWN = 10_000
 
+SUMMARY_COLUMNS = (
+    "d.doc, d.owner_id, d.title, d.status, d.mode, d.visibility,"
+    " d.created_at, d.started_at, d.ended_at"
+)
+"""What `summary_of` needs of `documents d`: not the snapshot, which may be large."""
+
+
 Bests = dict[tuple[UserId, str], dict[RecordType, float]]
 """(user, exercise) -> the largest value of each type among that user's sets."""
 

@@ -143,12 +143,21 @@ class SqliteStore:
 
         return await self._read(find)
 
-    async def summaries(self, user_id: UserId, kind: DocKind) -> Sequence[tuple[Summary, str]]:
+    async def summaries(
+        self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None
+    ) -> Sequence[tuple[Summary, str]]:
         def find(db: sqlite3.Connection) -> list[tuple[Summary, str]]:
+            after = (
+                " JOIN documents b ON b.doc = :before AND (d.listed_at < b.listed_at"
+                " OR (d.listed_at = b.listed_at AND d.doc > b.doc))"
+            )
             rows = db.execute(
-                "SELECT d.*, m.role FROM members m JOIN documents d USING (doc)"
-                " WHERE m.user_id = ? AND d.kind = ? ORDER BY d.listed_at DESC, d.doc",
-                (user_id, kind.value),
+                f"SELECT {jobs.SUMMARY_COLUMNS}, m.role"
+                " FROM members m JOIN documents d ON d.doc = m.doc"
+                f"{after if before is not None else ''}"
+                " WHERE m.user_id = :user_id AND d.kind = :kind"
+                " ORDER BY d.listed_at DESC, d.doc LIMIT :limit",
+                {"user_id": user_id, "kind": kind, "limit": limit, "before": str(before)},
             )
             return [(jobs.summary_of(row), row["role"]) for row in rows]
 

@@ -8,7 +8,8 @@ that must be told of everything is cut. One that takes nothing for `stall_timeou
 
 In. Messages are handled in the order in which they came. What can be handled at once is, without a
 task; while something has to be awaited, what follows waits in the inbox, and when that is full
-the socket is not read any more. An ack that comes from the client passes the inbox by.
+the socket is not read any more. An ack that comes from the client passes the inbox by. A client
+that sends more than its allowance is refused or made to wait, see `SocketServer.on_packet`.
 
 Time is the event loop's, so a wall clock that steps disconnects nobody.
 """
@@ -23,9 +24,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import engineio.packet
+from aiohttp import web
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import QueueEmpty
 
+from server.transport.allowance import Allowance
 from server.transport.packets import Outgoing, Packet, PacketError
 from server.transport.websocket import (
     GOING_AWAY,
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INBOX_SIZE = 64
+INBOX_SIZE, INBOX_BYTES = 64, 1024 * 1024
+
+REFUSAL = web.RequestKey("refusal", web.HTTPException)
+"""Under which a request holds the answer that it is to get instead of the stock one."""
 
 _PING = Outgoing([str(engineio.packet.PING)])
 _CLOSE = Outgoing([str(engineio.packet.CLOSE)])
@@ -76,6 +82,7 @@ class Connection(AsyncSocket):
         """namespace -> the client's id there."""
         self.close_reason: str | None = None
         self._loop = asyncio.get_running_loop()
+        self.allowance = Allowance(server.rate, self._loop.time())
         self.peer: WebSocketPeer | None = None
         self._outbox: deque[engineio.packet.Packet] | None = None
         self._outbox_bytes = 0
@@ -86,9 +93,13 @@ class Connection(AsyncSocket):
         self._progress = (0, self._loop.time())
         self._latest: dict[Hashable, Outgoing] | None = None
         self._inbox: deque[Packet] | None = None
+        self._inbox_bytes = 0
         self._worker: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._level: asyncio.Future[None] | None = None
+        self._held: asyncio.Future[None] | None = None
+        self._is_posting = False
+        self._was_paused = False
         self._partial: Packet | None = None
         self._probing = False
         self._leaving = False
@@ -236,36 +247,39 @@ class Connection(AsyncSocket):
         if kind == "4":
             if self._partial is not None:
                 raise PacketError("text where an attachment is due")
-            packet = Packet.read(data[1:])
+            packet = Packet.read(data[1:], self.server.packet_limits)
             if packet.attachment_count:
                 if packet.namespace_or_root not in self.namespaces:
                     raise PacketError("an attachment for a namespace that was not joined")
                 self._partial = packet
             else:
                 self._deliver(packet)
-        elif kind == "3":
+        elif kind == "3" and self._ping_is_out:
             self._on_pong()
         elif kind == "1":
             if self._worker is None:
                 self._leave()
             else:
                 self._leaving = True  # when what it has sent before is done
-        elif kind != "6":
+        elif kind not in ("3", "6"):
             raise PacketError("not an Engine.IO packet that a client sends")
+        elif self.allowance.spend(len(data), self._loop.time()):
+            raise PacketError("a flood of packets that nobody asked for")
 
     def _leave(self) -> None:
         self._close_peer(NORMAL_CLOSURE)
         self._finish("client_disconnect")
 
     def _deliver(self, packet: Packet) -> None:
-        if packet.is_ack:
-            self.server.on_ack(self, packet)
-        elif self._inbox:
+        if packet.is_ack and self.server.on_ack(self, packet):
+            return
+        if self._worker is not None:
+            if self._inbox is None:
+                self._inbox = deque()
             self._inbox.append(packet)
-            if len(self._inbox) >= INBOX_SIZE:
+            self._inbox_bytes += packet.size_bytes
+            if len(self._inbox) >= INBOX_SIZE or self._inbox_bytes >= INBOX_BYTES:
                 self._pause()
-        elif self._worker is not None:
-            self._inbox = deque([packet])
         elif not self.closed:
             work = self.server.on_packet(self, packet)
             if work is not None or self.backlog_bytes > self.server.budget_bytes:
@@ -284,15 +298,17 @@ class Connection(AsyncSocket):
                     await self._until_level()
                 if not self._inbox:
                     break
-                work = self.server.on_packet(self, self._inbox.popleft())
-                if len(self._inbox) == INBOX_SIZE // 2:
+                packet = self._inbox.popleft()
+                self._inbox_bytes -= packet.size_bytes
+                work = self.server.on_packet(self, packet)
+                if len(self._inbox) <= INBOX_SIZE // 2 and self._inbox_bytes <= INBOX_BYTES // 2:
                     self._resume()
         except Exception:
             log.exception("a packet could not be handled", extra={"connection": self.sid})
             self.cut("internal")
         finally:
             self._worker = None
-            self._inbox = None
+            self._inbox, self._inbox_bytes = None, 0
             self._resume()
             if self._leaving:
                 self._leave()
@@ -305,7 +321,18 @@ class Connection(AsyncSocket):
             self.server.watch_slow(self)
             await asyncio.shield(self._level)
 
+    async def hold(self, delay_s: float) -> None:
+        """Let the client wait for so long, or until its connection ends."""
+        self._held = held = self._loop.create_future()
+        timer = self._loop.call_later(delay_s, _release, held)
+        try:
+            await held
+        finally:
+            timer.cancel()
+            self._held = None
+
     def _pause(self) -> None:
+        self._was_paused = True
         if self._drained is None:
             self._drained = self._loop.create_future()
             self.server.stats.paused += 1
@@ -331,17 +358,19 @@ class Connection(AsyncSocket):
             return
         if not self.namespaces:
             self.cut("connect_timeout")
-        elif self._ping_is_out:
+        elif self._ping_is_out and not self._was_paused:
             self.cut("ping_timeout")
         else:
-            self._ping_is_out = True
-            self._write(_PING)
+            # Of a socket that is not read the pong may be there already, behind all the rest.
+            self._was_paused = self._drained is not None
+            if not self._ping_is_out:
+                self._ping_is_out = True
+                self._write(_PING)
             self.server.schedule(self, self.server.ping_timeout)
 
     def _on_pong(self) -> None:
-        if self._ping_is_out:
-            self._ping_is_out = False
-            self.server.schedule(self, self.server.ping_interval)
+        self._ping_is_out = False
+        self.server.schedule(self, self.server.ping_interval)
 
     def schedule_ping(self) -> None:
         """The wheel of the server sees to pings; the stock class would start a task."""
@@ -381,14 +410,53 @@ class Connection(AsyncSocket):
         self._write(Outgoing([data]))
 
     async def handle_post_request(self, environ: dict[str, Any]) -> None:
-        """Take in the body of a poll's POST, to its last byte, however many packets it holds."""
+        """Take in the body of a poll's POST, to its last byte, however many packets it holds.
+
+        The stock server answers 200 whatever happens here, so a refusal is left in the request.
+        """
+        request: web.Request = environ["aiohttp.request"]
+        if self._is_posting:
+            # A client has one POST at a time; several would each hold a body in memory.
+            request[REFUSAL] = web.HTTPBadRequest()
+            self.cut("overlapping_posts")
+            return
+        self._is_posting = True
+        try:
+            body = await self._body_of(request)
+            if body is not None:
+                await self._take_all(body)
+        finally:
+            self._is_posting = False
+        if self.close_reason == "bad_packet":
+            request[REFUSAL] = web.HTTPBadRequest()
+        elif self.close_reason == "internal":
+            request[REFUSAL] = web.HTTPInternalServerError()
+
+    async def _body_of(self, request: web.Request) -> bytearray | None:
+        """Returns: None when it was too large or too slow, and the session is over."""
         limit = self.server.max_http_buffer_size
         body = bytearray()
-        async for chunk in environ["aiohttp.request"].content.iter_any():
-            body += chunk
-            if len(body) > limit:
-                self.cut("too_large")
-                return
+        size = request.content_length or 0
+        try:
+            async with asyncio.timeout(self.server.body_timeout_s):
+                while size <= limit and (chunk := await request.content.readany()):
+                    body += chunk
+                    size = max(size, len(body))
+        except TimeoutError:
+            request[REFUSAL] = web.HTTPRequestTimeout()
+            self.cut("body_timeout")
+            return None
+        except web.RequestPayloadError:
+            request[REFUSAL] = web.HTTPBadRequest()
+            self.cut("bad_packet")
+            return None
+        if size > limit:
+            request[REFUSAL] = web.HTTPRequestEntityTooLarge(limit, size)
+            self.cut("too_large")
+            return None
+        return body
+
+    async def _take_all(self, body: bytearray) -> None:
         try:
             for part in body.decode().split("\x1e"):
                 packet = engineio.packet.Packet(encoded_packet=part)
@@ -398,6 +466,9 @@ class Connection(AsyncSocket):
         except (PacketError, ValueError, IndexError, RecursionError):
             self.server.stats.malformed += 1
             self.cut("bad_packet")
+        except Exception:
+            log.exception("a message could not be handled", extra={"connection": self.sid})
+            self.cut("internal")
 
     # -- upgrade ----------------------------------------------------------------------------
 
@@ -486,4 +557,11 @@ class Connection(AsyncSocket):
         if self._level is not None:
             self._level.set_result(None)
             self._level = None
+        if self._held is not None:
+            _release(self._held)
         self.server.on_closed(self)
+
+
+def _release(held: asyncio.Future[None]) -> None:
+    if not held.done():
+        held.set_result(None)

@@ -2,21 +2,24 @@
 
 The stock decoder takes any number of attachments of any size once a client is connected, waits for
 ever for the attachments of `50-`, and lets a placeholder name one that is not there. Here a packet
-that breaks a limit ends its connection, and nothing else.
+that breaks a limit is refused by its ack, or its connect error. One that cannot be told, or that
+cannot be read at all, ends its connection, and nothing else.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import engineio.packet
 import socketio.packet
-from socketio.packet import ACK, BINARY_ACK, BINARY_EVENT, EVENT
+from socketio.packet import ACK, BINARY_ACK, BINARY_EVENT, CONNECT, EVENT
 
-MAX_ATTACHMENTS = 10
-MAX_JSON_BYTES = 1024 * 1024
+from crdt.errors import Invalid, RepSyncError, TooLarge
+from crdt.wire import is_deeper
+
 MAX_ACK_ID = 2**53
 
 _MESSAGE = str(engineio.packet.MESSAGE)
@@ -31,8 +34,24 @@ _ONE_BINARY = re.compile(
 """What nearly every packet of a Yjs client looks like. Read as a whole, it needs no JSON."""
 
 
+_HEAD = re.compile(r"([0-6])(?:(/[^,]{0,200}),)?(\d{0,15})(?=[\[{])")
+"""What stands before the JSON of a packet without attachments: type, namespace, ack id."""
+
+
 class PacketError(Exception):
     """What a client sent cannot be taken; its connection is closed for this reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacketLimits:
+    """What one packet may hold."""
+
+    max_attachments: int = 10
+    max_json_bytes: int = 1024 * 1024
+    max_json_depth: int = 32
+
+
+_DEFAULTS = PacketLimits()
 
 
 class Packet(socketio.packet.Packet):
@@ -44,15 +63,19 @@ class Packet(socketio.packet.Packet):
     data: Any
     attachment_count: int
     attachment_bytes = 0
+    size_bytes: int
+    """All of it, as far as it has come."""
     event: str | None = None
     """The name of an event whose one argument is its attachment."""
+    refusal: RepSyncError | None = None
+    """The limit that it breaks; its data are not to be looked at."""
 
     @classmethod
-    def read(cls, text: str) -> Packet:
+    def read(cls, text: str, limits: PacketLimits = _DEFAULTS) -> Packet:
         """Decode the text part of a packet.
 
         Raises:
-            PacketError: it is no packet, or breaks a limit.
+            PacketError: it is no packet, or breaks a limit and asks for no answer.
         """
         common = _ONE_BINARY.fullmatch(text)
         if common is not None:
@@ -60,24 +83,67 @@ class Packet(socketio.packet.Packet):
             packet.packet_type, packet.attachment_count = BINARY_EVENT, 1
             packet.namespace, ack_id, packet.event = common.groups()
             packet.id = int(ack_id) if ack_id else None
+            packet.size_bytes = len(text)
             return packet
-        if len(text) > MAX_JSON_BYTES:
+        size_bytes = len(text) if text.isascii() else len(text.encode())
+        if size_bytes > limits.max_json_bytes:
+            return cls._refused(text, size_bytes, limits)
+        packet = cls._decoded(text, limits)
+        packet.size_bytes = size_bytes
+        return packet
+
+    @classmethod
+    def _refused(cls, text: str, size_bytes: int, limits: PacketLimits) -> Packet:
+        """A packet whose text is too long to be looked at, if only its sender can be told."""
+        head = _HEAD.match(text)
+        if head is None:
             raise PacketError("the text of a packet is too long")
+        packet = cls.__new__(cls)
+        kind, packet.namespace, ack_id = head.groups()
+        packet.packet_type, packet.attachment_count = int(kind), 0
+        packet.id = int(ack_id) if ack_id else None
+        packet.data = None
+        packet.size_bytes = size_bytes
+        packet._refuse(TooLarge("the text of a packet", size_bytes, limits.max_json_bytes))
+        return packet
+
+    def _refuse(self, error: RepSyncError) -> None:
+        is_event = self.packet_type in (EVENT, BINARY_EVENT)
+        if self.packet_type != CONNECT and not (is_event and self.id is not None):
+            raise PacketError(str(error))
+        self.refusal = error
+
+    @classmethod
+    def _decoded(cls, text: str, limits: PacketLimits) -> Packet:
         try:
             packet = cls(encoded_packet=text)
         except (ValueError, IndexError, TypeError, RecursionError) as exc:
             raise PacketError("malformed packet") from exc
         count = packet.attachment_count
         is_binary = packet.packet_type in _CONTINUES
-        if is_binary != (count > 0) or count > MAX_ATTACHMENTS:
+        if is_binary != (count > 0) or count > limits.max_attachments:
             raise PacketError(f"a packet of type {packet.packet_type} with {count} attachments")
         if packet.id is not None and not 0 <= packet.id < MAX_ACK_ID:
             raise PacketError("an ack id out of range")
+        # Nothing can be deeper than it has brackets, and nearly every packet has few.
+        depth = limits.max_json_depth
+        if text.count("[") + text.count("{") > depth and is_deeper(packet.data, depth):
+            packet._refuse(Invalid.at("", f"nested more than {depth} levels deep"))
         return packet
 
     @property
     def namespace_or_root(self) -> str:
         return self.namespace or "/"
+
+    @property
+    def event_name(self) -> str | None:
+        """What an event is called, whole or not; None for what is no event."""
+        if self.event is not None:
+            return self.event
+        data = self.data
+        if self.packet_type in (EVENT, BINARY_EVENT) and isinstance(data, list) and data:
+            return data[0] if isinstance(data[0], str) else None
+        return None
 
     @property
     def is_ack(self) -> bool:
@@ -88,11 +154,15 @@ class Packet(socketio.packet.Packet):
         if not isinstance(part, bytes):
             raise PacketError("text where an attachment is due")
         self.attachment_bytes += len(part)
+        self.size_bytes += len(part)
         if self.attachment_bytes > limit_bytes:
             raise PacketError("the attachments of a packet are too large")
         if self.event is not None:
             self.data = [self.event, part]
             return True
+        if self.refusal is not None:
+            self.attachments.append(b"")
+            return len(self.attachments) == self.attachment_count
         try:
             return bool(self.add_attachment(part))
         except (ValueError, IndexError, TypeError, RecursionError) as exc:

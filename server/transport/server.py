@@ -13,12 +13,14 @@ reason; `tests/server/transport/test_canaries.py` shows for each what the stock 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,16 +30,37 @@ import socketio
 from aiohttp import web
 from socketio import packet
 
-from crdt.errors import INTERNAL, RateLimited, RepSyncError, Unavailable
-from server.transport.connection import Connection, Delivery
+from crdt.errors import (
+    INTERNAL,
+    Conflict,
+    Invalid,
+    RateLimited,
+    RepSyncError,
+    Unavailable,
+)
+from server.transport.allowance import UNLIMITED, Allowance, Rate
+from server.transport.connection import REFUSAL, Connection, Delivery
 from server.transport.namespaces import Namespaces
-from server.transport.packets import Outgoing, Packet, outgoing, update_event
+from server.transport.packets import Outgoing, Packet, PacketLimits, outgoing, update_event
 
 log = logging.getLogger(__name__)
 
 Ack = Callable[[Any], None]
 
 CATCH_UP_INTERVAL_S = 0.05
+SHORTEST_HOLD_S = 0.001
+SOCKET_METHODS = ("GET", "POST", "OPTIONS")
+
+
+class Excess(Enum):
+    """What becomes of an event above its sender's allowance."""
+
+    HOLD = "held"
+    """It waits, and what its sender sends after it as well."""
+    REFUSE = "refused"
+    """Answered with `rate_limited`; held if it asks for no answer, or its sender takes no heed."""
+    DROP = "dropped"
+    """Left out; held if its sender takes no heed."""
 
 
 class Door(Protocol):
@@ -56,6 +79,12 @@ class Door(Protocol):
 
         Returns: what is still to be awaited before the client's next event, if anything.
         """
+
+    def allowance(self, sid: str) -> Allowance | None:
+        """What the client may send together with others, if there is such a bound."""
+
+    def excess(self, namespace: str, event: str) -> Excess:
+        """What becomes of such an event above the allowance."""
 
     def caught_up(self, sids: Iterable[str]) -> None:
         """A slow client has taken all that was posted; what was left out can be made good."""
@@ -78,6 +107,9 @@ class TransportLimits:
     max_connections_per_address: int = 20_000
     max_connects_per_s: float = 2_000.0
     max_namespaces: int = 64
+    rate: Rate = UNLIMITED
+    packet: PacketLimits = field(default_factory=PacketLimits)
+    body_timeout_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -87,6 +119,7 @@ class TransportStats:
     dropped: Counter[str] = field(default_factory=Counter)
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    limited: Counter[str] = field(default_factory=Counter)
     conflated: int = 0
     malformed: int = 0
     paused: int = 0
@@ -104,6 +137,9 @@ class EngineServer(engineio.AsyncServer):
         self.budget_bytes = limits.send_budget_bytes
         self.connect_timeout_s = limits.connect_timeout_s
         self.stall_timeout_s = limits.stall_timeout_s
+        self.body_timeout_s = limits.body_timeout_s
+        self.packet_limits = limits.packet
+        self.rate = limits.rate
         self._limits = limits
         self._front = front
         self._by_address: Counter[str] = Counter()
@@ -119,6 +155,28 @@ class EngineServer(engineio.AsyncServer):
     def create_queue(self, *args: Any, **kwargs: Any) -> None:
         """A connection has an outbox of its own, and only while it polls."""
 
+    # -- requests ---------------------------------------------------------------------------
+
+    async def handle_request(self, request: web.Request) -> web.StreamResponse:
+        """One request to `/socket.io/`. Raises web.HTTPException where it is refused."""
+        if request.method == "HEAD":
+            raise web.HTTPMethodNotAllowed("HEAD", SOCKET_METHODS)
+        response: web.StreamResponse = await super().handle_request(request)
+        if (refusal := request.get(REFUSAL)) is not None:
+            raise refusal
+        return response
+
+    def _bad_request(self, message: str | None = None) -> dict[str, Any]:
+        error = Invalid(message or "not a request of Engine.IO 4")
+        return _json_response("400 BAD REQUEST", error)
+
+    def _log_error_once(self, message: str, message_key: str) -> None:
+        """The stock lines repeat session ids, and whatever was sent in their place."""
+
+    def _cors_headers(self, environ: dict[str, Any]) -> list[tuple[str, str]]:
+        """The application sets them, for all its routes alike."""
+        return []
+
     # -- connections ------------------------------------------------------------------------
 
     async def _handle_connect(
@@ -129,11 +187,8 @@ class EngineServer(engineio.AsyncServer):
         refused = self._refusal(remote)
         if refused is not None:
             self.stats.refused[refused] += 1
-            return {
-                "status": "503 SERVICE UNAVAILABLE",
-                "headers": [("Content-Type", "text/plain"), ("Retry-After", "1")],
-                "response": b"too many connections",
-            }
+            error = Unavailable("no more connections now", retry_after_ms=1_000)
+            return _json_response("503 SERVICE UNAVAILABLE", error, ("Retry-After", "1"))
         sid = self.generate_id()
         connection = Connection(self, sid, remote)
         self.sockets[sid] = connection
@@ -191,8 +246,8 @@ class EngineServer(engineio.AsyncServer):
     ) -> Coroutine[Any, Any, None] | None:
         return self._front.on_packet(connection, incoming)
 
-    def on_ack(self, connection: Connection, incoming: Packet) -> None:
-        self._front.on_ack(connection, incoming)
+    def on_ack(self, connection: Connection, incoming: Packet) -> bool:
+        return self._front.on_ack(connection, incoming)
 
     # -- time -------------------------------------------------------------------------------
 
@@ -389,29 +444,94 @@ class SocketServer(socketio.AsyncServer):
         self, connection: Connection, incoming: Packet
     ) -> Coroutine[Any, Any, None] | None:
         """One packet, in its turn. Returns: what is to be awaited before the next one."""
+        now = asyncio.get_running_loop().time()
+        sid = connection.namespaces.get(incoming.namespace or "/")
+        shared = self._door.allowance(sid) if sid is not None else None
+        wait_s = connection.allowance.spend(incoming.size_bytes, now, shared)
+        if not wait_s:
+            return self._handle(connection, incoming)
+        if sid is not None and self._is_put_off(connection, incoming, wait_s, now):
+            return None
+        self.stats.limited[Excess.HOLD.value] += 1
+        return self._handle_later(connection, incoming, wait_s, shared)
+
+    def _is_put_off(
+        self, connection: Connection, incoming: Packet, wait_s: float, now: float
+    ) -> bool:
+        """Refuse or drop what is above the allowance. Returns: False for what has to wait."""
+        event = incoming.event_name
+        if event is None:
+            return False
+        namespace = incoming.namespace or "/"
+        excess = self._door.excess(namespace, event)
+        ack = self._ack_of(connection, incoming)
+        if excess is Excess.HOLD or (excess is Excess.REFUSE and ack is None):
+            return False
+        retry_after_s = connection.allowance.retry_after_s(wait_s, incoming.size_bytes, now)
+        if retry_after_s is None:
+            return False
+        self.stats.limited[excess.value] += 1
+        if ack is not None:
+            error = RateLimited(
+                "more than this connection, or this user, may send",
+                retry_after_ms=math.ceil(retry_after_s * 1_000),
+            )
+            ack({"ok": False, "error": error.to_wire()})
+        return True
+
+    async def _handle_later(
+        self, connection: Connection, incoming: Packet, wait_s: float, shared: Allowance | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while wait_s:
+            await connection.hold(max(wait_s, SHORTEST_HOLD_S))
+            if connection.closed:
+                return
+            wait_s = connection.allowance.spend(incoming.size_bytes, loop.time(), shared)
+        work = self._handle(connection, incoming)
+        if work is not None:
+            await work
+
+    def _handle(self, connection: Connection, incoming: Packet) -> Coroutine[Any, Any, None] | None:
         namespace = incoming.namespace or "/"
         kind = incoming.packet_type
         if kind in (packet.EVENT, packet.BINARY_EVENT):
             sid = connection.namespaces.get(namespace)
-            data = incoming.data
-            if sid is None or not isinstance(data, list) or not data:
+            event = incoming.event_name
+            if sid is None:
                 return None
-            event: object = data[0]
-            if not isinstance(event, str):
+            ack = self._ack_of(connection, incoming)
+            if incoming.refusal is not None:
+                if ack is not None:
+                    ack({"ok": False, "error": incoming.refusal.to_wire()})
                 return None
-            ack = (
-                None
-                if incoming.id is None
-                else partial(self._post_ack, connection, namespace, incoming.id)
-            )
-            return self._door.event(namespace, sid, event, data[1:], ack)
+            if event is None:
+                return None
+            return self._door.event(namespace, sid, event, incoming.data[1:], ack)
         if kind == packet.CONNECT:
-            return self._let_in(connection, namespace, incoming.data)
+            return self._let_in(connection, namespace, incoming)
         if kind == packet.DISCONNECT:
             self._remove(connection, namespace)
+        elif incoming.is_ack:
+            self._take_ack(connection, incoming)
         return None
 
-    def on_ack(self, connection: Connection, incoming: Packet) -> None:
+    def _ack_of(self, connection: Connection, incoming: Packet) -> Ack | None:
+        if incoming.id is None:
+            return None
+        return partial(self._post_ack, connection, incoming.namespace or "/", incoming.id)
+
+    def on_ack(self, connection: Connection, incoming: Packet) -> bool:
+        """An ack that came. Returns: False when it is above the allowance, and has to wait."""
+        sid = connection.namespaces.get(incoming.namespace or "/")
+        shared = self._door.allowance(sid) if sid is not None else None
+        now = asyncio.get_running_loop().time()
+        if connection.allowance.spend(incoming.size_bytes, now, shared):
+            return False
+        self._take_ack(connection, incoming)
+        return True
+
+    def _take_ack(self, connection: Connection, incoming: Packet) -> None:
         sid = connection.namespaces.get(incoming.namespace or "/")
         if sid is None or incoming.id is None:
             return
@@ -426,14 +546,14 @@ class SocketServer(socketio.AsyncServer):
         for namespace in list(connection.namespaces):
             self._remove(connection, namespace)
 
-    async def _let_in(self, connection: Connection, namespace: str, auth: Any) -> None:
+    async def _let_in(self, connection: Connection, namespace: str, incoming: Packet) -> None:
         """Let a client into a namespace, or leave nothing of it behind."""
         if namespace in connection.namespaces:
             return
         refusal: dict[str, Any] | None = INTERNAL
         sid = self.eio.generate_id()
         try:
-            refusal = await self._ask_door(connection, namespace, sid, auth)
+            refusal = await self._ask_door(connection, namespace, sid, incoming)
         finally:
             # Nothing but an answer of the door lets anybody in, a cancellation least of all.
             if refusal is not None or connection.closed:
@@ -445,14 +565,20 @@ class SocketServer(socketio.AsyncServer):
             await self._enter(connection, namespace, sid)
 
     async def _ask_door(
-        self, connection: Connection, namespace: str, sid: str, auth: Any
+        self, connection: Connection, namespace: str, sid: str, incoming: Packet
     ) -> dict[str, Any] | None:
         """Returns: the error with which the client is refused; None lets it in."""
         try:
-            if len(connection.namespaces) >= self._limits.max_namespaces:
-                raise RateLimited("too many namespaces on one connection")
+            if incoming.refusal is not None:
+                raise incoming.refusal
+            limit = self._limits.max_namespaces
+            if len(connection.namespaces) >= limit:
+                raise Conflict(
+                    "this connection is in as many namespaces as it may be; leave one",
+                    details={"limit": limit},
+                )
             async with asyncio.timeout(self._limits.connect_timeout_s):
-                await self._door.connect(namespace, sid, auth)
+                await self._door.connect(namespace, sid, incoming.data)
         except RepSyncError as exc:
             return exc.to_wire()
         except TimeoutError:
@@ -491,6 +617,15 @@ class SocketServer(socketio.AsyncServer):
         if namespace in connection.namespaces:
             message = outgoing(packet.ACK, namespace, [answer], ack_id)
             connection.post(message, Delivery.REPLY)
+
+
+def _json_response(status: str, error: RepSyncError, *headers: tuple[str, str]) -> dict[str, Any]:
+    """A response as Engine.IO's driver takes it."""
+    return {
+        "status": status,
+        "headers": [("Content-Type", "application/json"), *headers],
+        "response": json.dumps({"ok": False, "error": error.to_wire()}).encode(),
+    }
 
 
 def _cors(origins: Sequence[str]) -> Any:

@@ -64,7 +64,10 @@ class WebSocketPeer(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._gone: asyncio.Future[None] | None = None
         queue = _Push(self, asyncio.get_running_loop())
-        self._reader = WebSocketReader(queue, max_message_bytes, compress=False, decode_text=True)
+        # One more, because the reader refuses a message of exactly as many.
+        self._reader = WebSocketReader(
+            queue, max_message_bytes + 1, compress=False, decode_text=True
+        )
 
     @property
     def gone(self) -> asyncio.Future[None]:

@@ -149,7 +149,7 @@ class StoreContract:
         with pytest.raises(Conflict):
             await store.append(record(b"mine", op, creates=True, owner_id=BEN))
         assert await store.answer(BEN, "op") is None
-        assert await store.summaries(BEN, DocKind.WORKOUT) == []
+        assert await store.summaries(BEN, DocKind.WORKOUT, limit=10) == []
         assert await log_set(store, score("t", BEN, weight=90)) == {("t", "weight")}
 
     # -- snapshots ------------------------------------------------------------------------------
@@ -210,30 +210,51 @@ class StoreContract:
         loaded = await store.load(LEG_DAY)
         assert loaded is not None
         assert loaded.members.keys() == {ANA}
-        assert await store.summaries(BEN, DocKind.WORKOUT) == []
+        assert await store.summaries(BEN, DocKind.WORKOUT, limit=10) == []
 
     async def test_a_list_shows_the_newest_first_with_the_users_role(self, store: Store) -> None:
         for i, doc in enumerate((LEG_DAY, PULL_DAY)):
             await create(store, doc, at_ms=NOW_MS + i)
         await store.append(record(None, entry(members=[Member(BEN, "coach", "Ben")])))
-        mine = await store.summaries(ANA, DocKind.WORKOUT)
+        mine = await store.summaries(ANA, DocKind.WORKOUT, limit=10)
         assert [(shown.doc, role) for shown, role in mine] == [
             (PULL_DAY, "owner"),
             (LEG_DAY, "owner"),
         ]
-        assert list(await store.summaries(BEN, DocKind.WORKOUT)) == [(summary(), "coach")]
+        assert list(await store.summaries(BEN, DocKind.WORKOUT, limit=10)) == [(summary(), "coach")]
 
     async def test_a_change_does_not_move_a_document_up_the_list(self, store: Store) -> None:
         for i, doc in enumerate((LEG_DAY, PULL_DAY)):
             await create(store, doc, at_ms=NOW_MS + i)
         await store.append(record(b"later", entry(at_ms=NOW_MS + 9)))
-        mine = await store.summaries(ANA, DocKind.WORKOUT)
+        mine = await store.summaries(ANA, DocKind.WORKOUT, limit=10)
         assert [shown.doc for shown, _ in mine] == [PULL_DAY, LEG_DAY]
+
+    @pytest.mark.parametrize("same_time", [False, True])
+    async def test_a_list_can_be_read_a_page_at_a_time(self, store: Store, same_time: bool) -> None:
+        docs = [DocName(DocKind.WORKOUT, f"w{number}") for number in range(5)]
+        for number, doc in enumerate(docs):
+            await create(store, doc, at_ms=NOW_MS if same_time else NOW_MS + number)
+        await create(store, PUSH)
+        every = [shown.doc for shown, _ in await store.summaries(ANA, DocKind.WORKOUT, limit=9)]
+        assert sorted(every, key=str) == docs
+        pages: list[DocName] = []
+        before = None
+        for size in (2, 2, 1, 0):
+            found = await store.summaries(ANA, DocKind.WORKOUT, limit=2, before=before)
+            assert len(found) == size
+            pages += [shown.doc for shown, _ in found]
+            before = pages[-1]
+        assert pages == every
+
+    async def test_nothing_comes_after_a_document_that_there_is_not(self, store: Store) -> None:
+        await create(store)
+        assert await store.summaries(ANA, DocKind.WORKOUT, limit=9, before=PULL_DAY) == []
 
     async def test_workouts_and_templates_are_listed_apart(self, store: Store) -> None:
         await create(store)
         await create(store, PUSH)
-        listed = await store.summaries(ANA, DocKind.TEMPLATE)
+        listed = await store.summaries(ANA, DocKind.TEMPLATE, limit=10)
         assert [shown.doc for shown, _ in listed] == [PUSH]
 
     async def test_a_summary_follows_every_append(self, store: Store) -> None:

@@ -295,6 +295,9 @@ class FakeStreams:
         mine = self.watched.get(connection_id, [])
         return [stream for stream in streams if stream in mine]
 
+    def streams_of(self, connection_id: ConnectionId) -> list[str]:
+        return self.watched.get(connection_id, [])
+
 
 class Desk:
     """All intents, in memory. Callers are named by user id, or `user/device` for a second one."""

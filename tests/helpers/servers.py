@@ -16,6 +16,7 @@ from aiohttp import web
 
 from crdt.ids import DocName
 from server.app import PARTS, Parts, create_app
+from server.http_rules import make_runner
 from server.replay.devices import DocumentClient, EventClient
 from server.settings import Settings
 
@@ -53,8 +54,9 @@ class RunningServer:
 
 @asynccontextmanager
 async def running_server(folder: Path, **settings: Any) -> AsyncIterator[RunningServer]:
-    app = create_app(Settings(data_dir=folder, port=0, **settings))
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    configured = Settings(data_dir=folder, port=0, **settings)
+    app = create_app(configured)
+    runner = make_runner(app, configured, shutdown_timeout_s=1.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -49,6 +50,14 @@ def test_a_trace_shows_where_it_failed_and_no_values(
     assert "in check" in shown
     assert "failed after 17 characters" in shown
     assert "eyJhbGciOihunter2" not in shown
+
+
+@pytest.mark.usefixtures("_own_handlers")
+def test_elsewhere_each_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(Settings(log_format="json"))
+    logging.getLogger("server.of_a_test").warning("slow", extra={"seconds": 2})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["level"], line["seconds"]) == ("slow", "warning", 2)
 
 
 @pytest.mark.system

@@ -19,6 +19,8 @@ NAMES = (
     *("REDIS_URL", "MONGODB_URI", "ROOM_IDLE_TIMEOUT_S", "COMPACT_AFTER", "MAX_UPDATE_BYTES"),
     *("AUTH_EXPIRING_NOTICE_S", "REVOCATION_LIFETIME_S"),
     *("JWT_JWKS_LIFETIME_S", "JWT_JWKS_STALE_S"),
+    *("AUTH_EXPIRING_NOTICE_S", "MAX_EVENTS_PER_S", "MAX_USER_EVENTS_BURST", "MAX_JSON_DEPTH"),
+    *("MAX_ROOMS_PER_CONNECTION", "HTTP_HEAD_TIMEOUT_S"),
 )
 
 
@@ -190,6 +192,17 @@ def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("COMPACT_AFTER", "0"),
         ("MAX_UPDATE_BYTES", "10"),
         ("AUTH_EXPIRING_NOTICE_S", "-1"),
+        ("CORS_ORIGINS", "app.example"),
+        ("CORS_ORIGINS", "https://app.example/"),
+        ("CORS_ORIGINS", "https://app.example, https://b.example/path"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", "null"),
+        ("MAX_EVENTS_PER_S", "0"),
+        ("MAX_EVENTS_PER_S", "0.5"),
+        ("MAX_USER_EVENTS_BURST", "0"),
+        ("MAX_JSON_DEPTH", "1000"),
+        ("MAX_ROOMS_PER_CONNECTION", "0"),
+        ("HTTP_HEAD_TIMEOUT_S", "0"),
         ("REDIS_URL", "redis://127.0.0.1"),
         ("MONGODB_URI", "mongodb://127.0.0.1"),
         ("JWT_JWKS_LIFETIME_S", "0"),

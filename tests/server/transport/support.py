@@ -18,8 +18,9 @@ import aiohttp
 import socketio
 from aiohttp import web
 
+from server.transport.allowance import Allowance
 from server.transport.connection import Connection
-from server.transport.server import Ack, SocketServer, TransportLimits
+from server.transport.server import Ack, Excess, SocketServer, TransportLimits
 from server.transport.websocket import WebSocketPeer
 
 DEADLINE_S = 10.0
@@ -39,6 +40,9 @@ class OpenDoor:
     admit: Callable[[str, str, Any], Any] | None = None
     handle: Callable[[str, Sequence[Any], Ack | None], Any] | None = None
     farewell: Callable[[str, str], None] | None = None
+    shared: Allowance | None = None
+    above: dict[str, Excess] = field(default_factory=dict)
+    """What becomes of an event above the allowance, by its name; the others wait."""
     inside: dict[str, str] = field(default_factory=dict)
     events: list[tuple[str, list[Any]]] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
@@ -57,6 +61,12 @@ class OpenDoor:
     ) -> Any:
         self.events.append((event, list(args)))
         return self.handle(event, args, ack) if self.handle is not None else None
+
+    def allowance(self, sid: str) -> Allowance | None:
+        return self.shared
+
+    def excess(self, namespace: str, event: str) -> Excess:
+        return self.above.get(event, Excess.HOLD)
 
     def caught_up(self, sids: Iterable[str]) -> None:
         self.level.extend(sids)

@@ -574,7 +574,7 @@ async def test_row_18_namespaces_on_one_connection_are_limited() -> None:
         await client.send(*(f"40/n{i},{{}}" for i in range(300)))
         await until(lambda: len(client.received) == 300)
         assert [packet.kind for packet in client.received] == [CONNECT] * 64 + [CONNECT_ERROR] * 236
-        assert client.received[-1].data["data"]["code"] == "rate_limited"
+        assert client.received[-1].data["data"]["code"] == "conflict"
         assert len(site.door.inside) == 64
 
 

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 from server.transport.packets import (
     MAX_ACK_ID,
-    MAX_ATTACHMENTS,
-    MAX_JSON_BYTES,
     Outgoing,
     Packet,
     PacketError,
+    PacketLimits,
     outgoing,
     update_event,
     websocket_frame,
@@ -62,7 +61,7 @@ texts = (
 def test_whatever_comes_in_is_a_packet_or_a_packet_error(text: str, parts: list[Any]) -> None:
     try:
         packet = Packet.read(text)
-        assert 0 <= packet.attachment_count <= MAX_ATTACHMENTS
+        assert 0 <= packet.attachment_count <= PacketLimits().max_attachments
         assert packet.id is None or 0 <= packet.id < MAX_ACK_ID
         if packet.attachment_count:
             assert packet.packet_type in (BINARY_EVENT, BINARY_ACK)
@@ -104,7 +103,7 @@ def test_the_short_way_of_reading_gives_what_the_long_one_does(
         "6[]",
         f"2{2**53}[]",
         "2" + "[" * 100_000,
-        '2["' + "x" * MAX_JSON_BYTES + '"]',
+        '2["' + "x" * PacketLimits().max_json_bytes + '"]',
         "2[1",
         "x",
     ],
@@ -240,3 +239,66 @@ def test_nothing_is_written_behind_a_close() -> None:
 
     ((kind, code),) = read_frames(asyncio.run(run()))
     assert (kind, code) == (WSMsgType.CLOSE, 1001)
+
+
+LIMITS = PacketLimits(max_attachments=2, max_json_bytes=200, max_json_depth=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('27["n",' + " " * 200 + "]", "too_large"),
+        ("2/yjs|workout:w,7[" + " " * 200 + "]", "too_large"),
+        ("0{" + " " * 200 + "}", "too_large"),
+        ("0/admin,{" + " " * 200 + "}", "too_large"),
+        ('27["n",[[[[1]]]]]', "invalid"),
+        ('27["n",{"a":[{"b":{}}]}]', "invalid"),
+        ('51-7["n",[[[[{"_placeholder":true,"num":0}]]]]]', "invalid"),
+        ("0[[[[[1]]]]]", "invalid"),
+    ],
+)
+def test_a_packet_that_can_be_answered_is_refused_by_its_answer(text: str, code: str) -> None:
+    packet = Packet.read(text, LIMITS)
+    assert packet.refusal is not None
+    assert packet.refusal.code == code
+    assert packet.id == (None if text[0] == "0" else 7)
+    if packet.attachment_count:
+        assert packet.add_part(b"x", LIMIT_BYTES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '2["n",' + " " * 200 + "]",
+        "37[" + " " * 200 + "]",
+        "1" + " " * 200,
+        '51-7["n",{"_placeholder":true,"num":0}' + " " * 200 + "]",
+        '2["n",[[[[1]]]]]',
+        "37[[[[[1]]]]]",
+        '53-7["n"]',
+    ],
+)
+def test_a_packet_that_cannot_be_answered_ends_its_connection(text: str) -> None:
+    with pytest.raises(PacketError):
+        Packet.read(text, LIMITS)
+
+
+def test_brackets_in_a_text_are_no_depth() -> None:
+    assert Packet.read(f'27["n","{"[{" * 20}"]', LIMITS).refusal is None
+    assert Packet.read('27["n",[[[1]]]]', LIMITS).refusal is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts, parts=st.lists(st.binary(max_size=400) | st.none(), max_size=4))
+def test_whatever_comes_in_under_small_limits_is_a_packet_or_a_packet_error(
+    text: str, parts: list[Any]
+) -> None:
+    try:
+        packet = Packet.read(text, LIMITS)
+        for part in parts:
+            packet.add_part(part, LIMIT_BYTES)
+    except PacketError:
+        return
+    assert packet.size_bytes >= len(text)
+    if packet.refusal is None:
+        assert len(text.encode()) <= LIMITS.max_json_bytes or packet.event is not None
