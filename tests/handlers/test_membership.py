@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 from unittest.mock import patch
 
@@ -11,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crdt import ids
-from crdt.errors import Unavailable
+from crdt.errors import RepSyncError, Unavailable
 from crdt.ids import ConnectionId, DocKind, DocName
-from tests.helpers.rooms import Bench, Desk, idle
+from crdt.ports import Append, Entry, Stored
+from tests.helpers.replicas import Peer
+from tests.helpers.rooms import Bench, Desk, connection, idle
 
 NAMES = {DocKind.WORKOUT: ids.workout("w"), DocKind.TEMPLATE: ids.template("t")}
 LET_IN = {DocKind.WORKOUT: "workout:invite", DocKind.TEMPLATE: "template:share"}
@@ -308,6 +311,15 @@ STEPS = st.lists(
 )
 
 
+def trouble(desk: Desk, how: str) -> None:
+    if how == "wait":
+        desk.store.hold("append")
+    elif how == "fail":
+        desk.store.fail("append", Unavailable("full"))
+    else:
+        desk.store.release()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
 def test_a_room_is_never_fuller_than_it_may_be(steps: list[tuple[str, str, str]]) -> None:
@@ -331,14 +343,6 @@ def test_a_room_is_never_fuller_than_it_may_be(steps: list[tuple[str, str, str]]
         async with bench.room(NAMES[DocKind.WORKOUT]) as live:
             assert live.room.roster == live.room.members
         await bench.close()
-
-    def trouble(desk: Desk, how: str) -> None:
-        if how == "wait":
-            desk.store.hold("append")
-        elif how == "fail":
-            desk.store.fail("append", Unavailable("full"))
-        else:
-            desk.store.release()
 
     async def step(desk: Desk, what: str, who: str, device: str) -> Any:
         if what == "invite":
@@ -375,6 +379,82 @@ async def test_of_many_who_want_the_last_seat_one_gets_it() -> None:
     live = desk.bench.hub.find(NAMES[DocKind.WORKOUT])
     assert live is not None
     assert len(live.connections) == 2
+
+
+# -- the log ----------------------------------------------------------------------------------
+
+HISTORY = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("role"), st.sampled_from("ab"), st.sampled_from(("editor", "viewer", ""))
+        ),
+        st.tuples(st.just("update"), st.sampled_from(("a", "b", "ana")), st.just("")),
+        st.tuples(st.just("intend"), st.sampled_from(("a", "b", "ana")), st.just("")),
+        st.tuples(st.just("lock"), st.just("ana"), st.sampled_from(("lock", "unlock"))),
+        st.tuples(st.just("store"), st.just(""), st.sampled_from(("wait", "go on", "fail"))),
+    ),
+    min_size=15,
+    max_size=60,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(history=HISTORY)
+def test_nothing_stands_in_the_log_that_its_author_had_no_right_to_write_there(
+    history: list[tuple[str, str, str]],
+) -> None:
+    """Whatever becomes durable when: read from its beginning, every change was allowed."""
+
+    async def live_through_it() -> None:
+        desk = await opened(DocKind.TEMPLATE)
+        logged: list[Entry] = []
+        append = desk.store.inner.append
+
+        async def noted(batch: Append) -> Stored:
+            stored: Stored = await append(batch)
+            logged.extend(batch.entries)
+            return stored
+
+        desk.store.inner.append = noted
+        asked = []
+        for what, who, how in history:
+            if what == "store":
+                trouble(desk, how)
+            else:
+                asked.append(asyncio.ensure_future(step(desk, what, who, how)))
+            await idle(3)
+        desk.store.release()
+        await asyncio.gather(*asked)
+        members, is_locked = {"ana": "owner"}, False
+        for entry in logged:
+            if entry.event in ("template:lock", "template:unlock"):
+                is_locked = entry.event == "template:lock"
+            elif entry.members:
+                members.update({member.user_id: member.role for member in entry.members})
+            else:
+                assert members.get(entry.author.user_id) in ("owner", "editor")
+                assert not is_locked
+        await desk.bench.close()
+
+    async def step(desk: Desk, what: str, who: str, how: str) -> None:
+        if what == "role" and how:
+            await let_in(desk, DocKind.TEMPLATE, who, how)
+        elif what == "role":
+            await let_out(desk, DocKind.TEMPLATE, who)
+        elif what == "lock":
+            await lock(desk, how)
+        elif what == "intend":
+            change = {"template_id": "t", "meta": {"title": f"by {who}"}}
+            await desk.ask(who, "template:update_meta", change)
+        else:
+            name = NAMES[DocKind.TEMPLATE]
+            with contextlib.suppress(RepSyncError):
+                peer = Peer(DocKind.TEMPLATE, await desk.bench.state(name))
+                update = peer.put("meta", "goal", f"by {who}")
+                await (await desk.bench.submit(update, connection(who), name))
+
+    with patch("crdt.hub.FIRST_RETRY_S", 0.001):
+        asyncio.run(live_through_it())
 
 
 # -- the lock ---------------------------------------------------------------------------------
