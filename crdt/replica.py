@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -80,7 +80,7 @@ class Replica:
         self._native = self._doc._doc
         self._state: bytes | None = None
         self._roots: dict[str, Map[Any] | Text] = {}
-        self._update: bytes | None = None
+        self._updates: list[bytes] = []
         self._touched: set[tuple[str, str]] = set()
         for name, root_type in ROOTS[kind].items():
             self._roots[name] = self._doc.get(name, type=cast(type[Map[Any]], root_type))
@@ -89,7 +89,7 @@ class Replica:
             self.load(state)
         self._subscriptions: list[native.Subscription] = []
         if is_watched:
-            self._subscriptions.append(self._native.observe(self._on_transaction))
+            self._subscriptions.append(self._native.observe(_noting(self._updates)))
             for name, root in self._raw.items():
                 self._subscriptions.append(self._watch(name, root))
 
@@ -189,9 +189,6 @@ class Replica:
 
     # -- what a transaction changed ---------------------------------------------------------
 
-    def _on_transaction(self, event: TransactionEvent) -> None:
-        self._update = event.update
-
     def _watch(self, name: str, root: native.Map | native.Text) -> native.Subscription:
         touched = self._touched
         if isinstance(root, native.Text):
@@ -207,7 +204,7 @@ class Replica:
         return root.observe_deep(on_events)
 
     def _begin(self) -> None:
-        self._update = None
+        self._updates.clear()
         self._touched.clear()
 
     def _delta(self) -> Delta:
@@ -227,9 +224,9 @@ class Replica:
         return delta
 
     def _transaction(self, delta: Delta) -> Transaction | None:
-        if self._update is None or self._update == EMPTY_UPDATE:
+        if not self._updates or self._updates[-1] == EMPTY_UPDATE:
             return None
-        return Transaction(self._update, delta)
+        return Transaction(self._updates[-1], delta)
 
     # -- completeness -----------------------------------------------------------------------
 
@@ -299,6 +296,12 @@ class Replica:
         if shape is Map:
             return Map({key: self._shared((*path, key), item) for key, item in value.items()})
         return value
+
+
+def _noting(updates: list[bytes]) -> Callable[[TransactionEvent], None]:
+    """What native code calls must not lead back to the replica: no garbage collector would see
+    that ring, and every replica would stay in memory for ever."""
+    return lambda event: updates.append(event.update)
 
 
 def _plain(value: Any, txn: native.Transaction) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -132,6 +134,20 @@ def test_a_root_text_is_told_under_one_key() -> None:
     change = Replica(DocKind.TEMPLATE).write([Put(("notes",), EMOJI)])
     assert change is not None
     assert change.delta == {("notes", "text"): EMOJI}
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+def test_a_replica_that_nobody_needs_is_gone() -> None:
+    """A room makes a new one after each update that it refuses, and whenever it is loaded."""
+    replica = workout_replica(Peer().set("s"))
+    replica.apply(Peer().set("t"))
+    replica.write([Put(("meta", "title"), "Leg day")])
+    gone = weakref.ref(replica)
+    del replica
+    gc.collect()
+    assert gone() is None
 
 
 # -- updates that are refused -----------------------------------------------------------------
