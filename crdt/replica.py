@@ -22,6 +22,7 @@ from pycrdt import _pycrdt as native
 from crdt.errors import Invalid, Unsynced
 from crdt.ids import DocKind
 from crdt.schema import ROOT_TEXT, ROOTS, shared_type
+from crdt.screen import screen_update, screen_vector
 from crdt.wire import deleted_ends, knows, sole_writer, state_clocks
 
 EMPTY_UPDATE = b"\x00\x00"
@@ -113,6 +114,7 @@ class Replica:
             Unsynced: it builds on changes that are missing here. Spoils the replica, unless the
                 gap could be seen before applying.
         """
+        screen_update(update)
         self._refuse_gap(update)
         self._begin()
         try:
@@ -159,6 +161,7 @@ class Replica:
         Raises:
             Invalid: the vector cannot be decoded.
         """
+        screen_vector(state_vector)
         try:
             return self._doc.get_update(state_vector)
         except (KeyboardInterrupt, SystemExit):
@@ -172,6 +175,7 @@ class Replica:
         Raises:
             Invalid: the bytes are no update.
         """
+        screen_update(update)
         return not self._lacking(update).startswith(b"\x00")
 
     def read(self) -> View:
