@@ -36,6 +36,13 @@ Delta = dict[tuple[str, str], Any]
 
 GONE: Any = object()
 
+MAX_DEPTH = 8
+"""How many levels of maps and lists may stand in each other under a key. Level by level, updates
+could build what native code cannot take down again without overflowing its stack."""
+
+_TOO_DEEP = ("", "too deep")
+_ROOT_NAMES = {kind: frozenset(name.encode() for name in roots) for kind, roots in ROOTS.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
@@ -114,12 +121,14 @@ class Replica:
             Unsynced: it builds on changes that are missing here. Spoils the replica, unless the
                 gap could be seen before applying.
         """
-        screen_update(update)
+        screen_update(update, _ROOT_NAMES[self.kind])
         self._refuse_gap(update)
         self._begin()
         try:
             self.load(update)
             complete = self._holds(update)
+            if _TOO_DEEP in self._touched:
+                raise ValueError("it builds on what is nested too deeply")
             delta = self._delta()
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -175,7 +184,7 @@ class Replica:
         Raises:
             Invalid: the bytes are no update.
         """
-        screen_update(update)
+        screen_update(update, _ROOT_NAMES[self.kind])
         return not self._lacking(update).startswith(b"\x00")
 
     def read(self) -> View:
@@ -195,13 +204,18 @@ class Replica:
 
     def _watch(self, name: str, root: native.Map | native.Text) -> native.Subscription:
         touched = self._touched
-        if isinstance(root, native.Text):
-            return root.observe(lambda _: touched.add((name, ROOT_TEXT)))
+        is_text = isinstance(root, native.Text)
 
         def on_events(events: list[Any]) -> None:
             for event in events:
-                if event.path:
-                    touched.add((name, str(event.path[0])))
+                path = event.path
+                if len(path) > MAX_DEPTH:
+                    # Maybe where no reader looks: within a text, or in a map but under no key.
+                    touched.add(_TOO_DEEP)
+                if is_text:
+                    touched.add((name, ROOT_TEXT))
+                elif path:
+                    touched.add((name, str(path[0])))
                 else:
                     touched.update((name, key) for key in event.keys)
 

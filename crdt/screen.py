@@ -8,7 +8,8 @@ document, before it answers. So every update is gone over here first, and refuse
 - counts entries that it has no bytes for: memory is taken for all of them first;
 - has blocks of no length, or clocks that do not fit into 32 bits, where the native code's wrap;
 - holds contents that native code reads in another way than Yjs does, or shows in another way each
-  time: values of Yjs before 13, documents, XML, links and moves.
+  time: values of Yjs before 13, documents, XML, links and moves;
+- writes to a root that the schema does not have, where nobody would see what grows.
 
 Nothing is decoded that does not have to be; going over a set takes some microseconds.
 """
@@ -16,6 +17,7 @@ Nothing is decoded that does not have to be; going over a set takes some microse
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from crdt.errors import Invalid, Unsynced
 from crdt.wire import MAX_SAFE_INTEGER, Reader
@@ -53,21 +55,21 @@ def screen_vector(state_vector: bytes) -> None:
         raise Invalid.at("state_vector", "cannot be decoded") from exc
 
 
-def screen_update(update: bytes) -> None:
-    """Go over an untrusted Yjs v1 update.
+def screen_update(update: bytes, roots: Container[bytes]) -> None:
+    """Go over an untrusted Yjs v1 update of a document with these roots.
 
     Raises:
         Invalid: it is none, or says something of the above.
         Unsynced: it leaves a gap.
     """
     try:
-        at = _sections(update)
+        at = _sections(update, roots)
         _deletes(update, at)
     except (ValueError, IndexError) as exc:
         raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
 
 
-def _sections(update: bytes) -> int:
+def _sections(update: bytes, roots: Container[bytes]) -> int:
     """Go over the blocks of all clients. Returns: where they end."""
     clients = set()
     nested_types = 0
@@ -87,7 +89,7 @@ def _sections(update: bytes) -> int:
             elif first == _SKIP:
                 raise Unsynced("the update leaves something out; sync first")
             else:
-                stands_in_root, at = _head(update, at + 1, first >> 5)
+                stands_in_root, at = _head(update, at + 1, first >> 5, roots)
                 length, at = _content(update, at, kind)
                 nested_types += kind == _TYPE and not stands_in_root
             clock += length
@@ -108,7 +110,7 @@ def _deletes(update: bytes, at: int) -> None:
                 raise ValueError("a range of too much")
 
 
-def _head(update: bytes, at: int, bits: int) -> tuple[bool, int]:
+def _head(update: bytes, at: int, bits: int, roots: Container[bytes]) -> tuple[bool, int]:
     """Go over what says where a block stands. Returns: whether in a root itself, and the end."""
     found = _HEADS[bits](update, at)
     if found is None:
@@ -116,7 +118,10 @@ def _head(update: bytes, at: int, bits: int) -> tuple[bool, int]:
     names_root = bits < 2 and update[at] == 1
     at = found.end()
     if names_root:
-        at = _chunk(update, at)
+        length, start = _uint(update, at)
+        at = start + length
+        if update[start:at] not in roots:
+            raise Invalid.at("update", "writes to a root that the document does not have")
     if bits == 1:
         at = _chunk(update, at)
     return names_root, at

@@ -32,6 +32,7 @@ from tests.helpers.yjs_v1 import (
     Update,
 )
 
+ROOTS = (b"meta", b"exercises", b"sets", b"notes")
 ONE = b"\x01\x7d\x01"
 """The content of a block that holds the number 1."""
 
@@ -95,6 +96,9 @@ REFUSED = {
     "a type that there is not": update(block(kind=TYPE, content=b"\x14")),
     "a link": update(block(kind=TYPE, content=b"\x07")),
     "a value that there is not": update(block(content=b"\x01\x70")),
+    "a root that there is not": update(block(parent=b"extras")),
+    "a root of another kind of document": update(block(parent=b"notes")),
+    "a root without a name": update(block(parent=b"")),
     "a key that is cut short": b"\x01\x01\x05\x00\x28\x01\x04sets\x7fa\x01\x7d\x01\x00",
     "a number without an end": b"\x01" + b"\xff" * 20,
 }
@@ -120,6 +124,43 @@ def test_an_update_that_leaves_something_out_is_unsynced() -> None:
 def test_a_vector_without_its_entries_is_refused(entries: int) -> None:
     with pytest.raises(Invalid):
         Replica(DocKind.WORKOUT).diff(var_uint(entries) + b"\x05\x01")
+
+
+PLACES = {
+    "in a map": (DocKind.WORKOUT, block(kind=TYPE, content=MAP_TYPE)),
+    "in a map but under no key": (
+        DocKind.WORKOUT,
+        block(None, kind=TYPE, content=MAP_TYPE),
+    ),
+    "in a text": (
+        DocKind.TEMPLATE,
+        block(None, kind=TYPE, content=MAP_TYPE, parent=b"notes"),
+    ),
+    "at a text, as its attribute": (
+        DocKind.TEMPLATE,
+        block(kind=TYPE, content=MAP_TYPE, parent=b"notes"),
+    ),
+    "in a text within an item": (
+        DocKind.WORKOUT,
+        block(kind=TYPE, content=b"\x02", parent=b"exercises"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "first"), PLACES.values(), ids=PLACES.keys())
+def test_a_nesting_cannot_grow_from_update_to_update(kind: DocKind, first: Struct) -> None:
+    """Where nobody sees it, it would wait for the deletion that takes the process along."""
+    replica = Replica(kind)
+    replica.apply(update(first))
+
+    def nest() -> None:
+        for clock in range(1, 20):
+            inner = block(kind=TYPE, content=MAP_TYPE, parent=(5, clock - 1))
+            replica.apply(update(inner, clock=clock))
+
+    with pytest.raises(Invalid):
+        nest()
+    assert replica.spoiled
 
 
 @pytest.mark.parametrize("make", [XmlFragment, Doc])
@@ -165,20 +206,20 @@ def everything() -> list[bytes]:
 
 def test_everything_that_clients_send_passes() -> None:
     for whole in everything():
-        screen_update(whole)
+        screen_update(whole, ROOTS)
 
 
 @given(st.sampled_from(everything()), st.data())
 def test_an_update_that_is_cut_short_is_refused(whole: bytes, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(Invalid):
-        screen_update(whole[:size])
+        screen_update(whole[:size], ROOTS)
 
 
 @given(st.binary(max_size=100) | st.binary(max_size=100).map(lambda tail: b"\x01\x02\x05" + tail))
 def test_bytes_are_screened_without_another_error(noise: bytes) -> None:
     try:
-        screen_update(noise)
+        screen_update(noise, ROOTS)
     except RepSyncError:
         return
 
