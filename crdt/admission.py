@@ -32,7 +32,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from crdt.access import RIGHTS, Member, Right, visitor_roles
 from crdt.errors import Conflict, Forbidden, Invalid, Locked, TooMany
 from crdt.ids import DocKind, UserId, is_id
-from crdt.replica import GONE, Delta, View
+from crdt.replica import GONE, MAX_DEPTH, Delta, View
 from crdt.schema import (
     Goal,
     Label,
@@ -44,8 +44,6 @@ from crdt.schema import (
     WorkoutExerciseItem,
 )
 from crdt.wire import is_deeper
-
-MAX_DEPTH = 8
 
 Rule = Callable[[UserId, Right, str, Any, Any], None]
 """(who, their rights, key, value before, value after); `GONE` stands for none."""

@@ -22,6 +22,7 @@ from pycrdt import _pycrdt as native
 from crdt.errors import Invalid, Unsynced
 from crdt.ids import DocKind
 from crdt.schema import ROOT_TEXT, ROOTS, shared_type
+from crdt.screen import screen_update, screen_vector
 from crdt.wire import deleted_ends, knows, sole_writer, state_clocks
 
 EMPTY_UPDATE = b"\x00\x00"
@@ -34,6 +35,13 @@ Delta = dict[tuple[str, str], Any]
 """What a transaction left behind: (root, key) -> its new value, `GONE` where there is none."""
 
 GONE: Any = object()
+
+MAX_DEPTH = 8
+"""How many levels of maps and lists may stand in each other under a key. Level by level, updates
+could build what native code cannot take down again without overflowing its stack."""
+
+_TOO_DEEP = ("", "too deep")
+_ROOT_NAMES = {kind: frozenset(name.encode() for name in roots) for kind, roots in ROOTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +129,18 @@ class Replica:
             Unsynced: it builds on changes that are missing here. Spoils the replica, unless the
                 gap could be seen before applying.
         """
-        writer = sole_writer(update)
-        before = self.state_vector() if writer is None else b""
-        if writer is not None and writer[0] not in self._in_step:
-            self._refuse_gap(*writer)
+        heads = screen_update(update, _ROOT_NAMES[self.kind])
+        for client_id, clock in heads:
+            if client_id not in self._in_step:
+                self._refuse_gap(client_id, clock)
+        before = self.state_vector() if len(heads) > 1 else b""
         self._begin()
         try:
             self.load(update)
             # What was taken in as it came is here; only what was not has to be looked into.
             complete = self._made() == update or self._holds(update)
+            if _TOO_DEEP in self._touched:
+                raise ValueError("it builds on what is nested too deeply")
             delta = self._delta()
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -137,9 +148,9 @@ class Replica:
             # A panic of the native code is no Exception.
             self.spoiled = True
             raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
-        if writer is not None and complete:
-            self._in_step.add(writer[0])
-        if not complete:
+        if complete:
+            self._in_step.update(client_id for client_id, _ in heads)
+        else:
             self.spoiled = True
             raise Unsynced("the update builds on changes that are missing here; sync first")
         return self._transaction(delta, self._writers(before))
@@ -173,6 +184,7 @@ class Replica:
         Raises:
             Invalid: the vector cannot be decoded.
         """
+        screen_vector(state_vector)
         try:
             return self._doc.get_update(state_vector)
         except (KeyboardInterrupt, SystemExit):
@@ -180,12 +192,18 @@ class Replica:
         except BaseException as exc:
             raise Invalid.at("state_vector", "cannot be decoded") from exc
 
-    def brings_news(self, update: bytes) -> bool:
-        """Whether `update` holds insertions that are not here; deletions are not looked at.
+    def lacking(self, update: bytes) -> bytes:
+        """What of an untrusted update is not here yet, and all that it deletes.
 
         Raises:
             Invalid: the bytes are no update.
         """
+        screen_update(update, _ROOT_NAMES[self.kind])
+        return self._lacking(update)
+
+    def brings_news(self, update: bytes) -> bool:
+        """Whether an untrusted update holds insertions that are not here; deletions are not looked
+        at. Raises Invalid."""
         return not self.lacking(update).startswith(b"\x00")
 
     def read(self) -> View:
@@ -205,13 +223,18 @@ class Replica:
 
     def _watch(self, name: str, root: native.Map | native.Text) -> native.Subscription:
         touched = self._touched
-        if isinstance(root, native.Text):
-            return root.observe(lambda _: touched.add((name, ROOT_TEXT)))
+        is_text = isinstance(root, native.Text)
 
         def on_events(events: list[Any]) -> None:
             for event in events:
-                if event.path:
-                    touched.add((name, str(event.path[0])))
+                path = event.path
+                if len(path) > MAX_DEPTH:
+                    # Maybe where no reader looks: within a text, or in a map but under no key.
+                    touched.add(_TOO_DEEP)
+                if is_text:
+                    touched.add((name, ROOT_TEXT))
+                elif path:
+                    touched.add((name, str(path[0])))
                 else:
                     touched.update((name, key) for key in event.keys)
 
@@ -274,7 +297,7 @@ class Replica:
         Applying an update whose predecessor is missing raises nothing. It shows in what the
         document's state vector still lacks of it: insertions, or deletions of unknown items.
         """
-        lacking = self.lacking(update)
+        lacking = self._lacking(update)
         if lacking == EMPTY_UPDATE:
             return True
         if not lacking.startswith(b"\x00"):
@@ -282,8 +305,7 @@ class Replica:
         known = state_clocks(self.state_vector())
         return all(end <= known.get(client_id, 0) for client_id, end in deleted_ends(lacking[1:]))
 
-    def lacking(self, update: bytes) -> bytes:
-        """What of an update is not here yet, and all that it deletes. Raises Invalid."""
+    def _lacking(self, update: bytes) -> bytes:
         try:
             return get_update(update, self.state_vector())
         except (KeyboardInterrupt, SystemExit):

@@ -137,6 +137,7 @@ def _finite(text: str) -> float:
 
 
 _JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_JSON_TEXT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,11 @@ def encode_awareness(entries: Iterable[AwarenessEntry]) -> bytes:
     listed = list(entries)
     parts = [var_uint(len(listed))]
     for entry in listed:
-        # In ASCII, because half a surrogate pair, which JSON can hold, has no UTF-8.
-        text = json.dumps(entry.state, separators=(",", ":"))
-        parts += (var_uint(entry.client_id), var_uint(entry.clock), var_bytes(text.encode()))
+        text = _JSON_TEXT(entry.state)
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:
+            # Half a surrogate pair, which JSON can hold in ASCII only.
+            encoded = json.dumps(entry.state, separators=(",", ":")).encode()
+        parts += (var_uint(entry.client_id), var_uint(entry.clock), var_bytes(encoded))
     return b"".join(parts)

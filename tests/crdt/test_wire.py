@@ -99,6 +99,11 @@ def test_awareness_is_written_as_stock_clients_write_it() -> None:
     assert encode_awareness([AwarenessEntry(300, 2, None)]).hex() == "01ac0202046e756c6c"
 
 
+def test_letters_beyond_ascii_take_no_more_bytes_than_in_a_stock_clients_update() -> None:
+    state = {"about": "žluť 🏋️"}
+    assert encode_awareness([AwarenessEntry(1, 1, state)])[4:].decode() == '{"about":"žluť 🏋️"}'
+
+
 def test_the_length_of_a_state_counts_bytes() -> None:
     update = encode_awareness([AwarenessEntry(1, 1, {"e": "💪"})])
     assert update[3] == len(update[4:])

@@ -33,9 +33,15 @@ def set_fields(**changes: Any) -> dict[str, Any]:
 class Peer:
     """A client's document. Each method that edits returns the update of its transaction."""
 
-    def __init__(self, kind: DocKind = DocKind.WORKOUT, state: bytes = EMPTY) -> None:
+    def __init__(
+        self,
+        kind: DocKind = DocKind.WORKOUT,
+        state: bytes = EMPTY,
+        *,
+        client_id: int | None = None,
+    ) -> None:
         self.kind = kind
-        self.doc: Doc[Any] = Doc()
+        self.doc: Doc[Any] = Doc(client_id=client_id)
         self.roots: dict[str, Any] = {
             name: self.doc.get(name, type=cast(type[Map[Any]], root_type))
             for name, root_type in ROOTS[kind].items()

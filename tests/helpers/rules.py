@@ -119,7 +119,7 @@ another's timer change         update | forbidden forbidden forbidden   forbidde
 another's timer change         intent | ok        ok        forbidden   forbidden forbidden
 another's timer remove         update | forbidden forbidden forbidden   forbidden forbidden
 another's timer remove         intent | ok        ok        forbidden   forbidden forbidden
-an unknown root put            update | ok        ok        ok          forbidden forbidden
+an unknown root put            update | invalid   invalid   invalid     invalid   invalid
 title and another's set        both   | forbidden forbidden forbidden   forbidden forbidden
 """
 
@@ -157,7 +157,7 @@ planned set replace            both   | ok        ok        forbidden forbidden 
 planned set remove             both   | ok        ok        forbidden forbidden | locked    locked    forbidden forbidden
 notes type                     both   | ok        ok        forbidden forbidden | locked    locked    forbidden forbidden
 notes cut                      both   | ok        ok        forbidden forbidden | locked    locked    forbidden forbidden
-an unknown root put            update | ok        ok        forbidden forbidden | locked    locked    forbidden forbidden
+an unknown root put            update | invalid   invalid   invalid   invalid   | invalid   invalid   invalid   invalid
 title and owner                both   | forbidden forbidden forbidden forbidden | locked    locked    forbidden forbidden
 title and visibility           both   | ok        forbidden forbidden forbidden | locked    locked    forbidden forbidden
 """  # noqa: E501 - a table is as wide as it is

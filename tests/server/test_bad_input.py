@@ -658,8 +658,6 @@ POISON: dict[str, Callable[[], bytes]] = {
 
 MAY_STAY = {
     # Of another version, or of a client's own: nobody reads them, so they do no harm.
-    "a map where a text is due, in another document",
-    "a root that there is not",
     "a field that there is not",
     # What stands in a root but under no key: no reader of maps sees it.
     "a text where a map is due",
