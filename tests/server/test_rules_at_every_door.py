@@ -193,7 +193,7 @@ UPDATES = {
         "exercises type into the note",
         "planned set change",
         "notes type",
-        "an unknown root put",
+        "meta.title remove",
     ),
 }
 
