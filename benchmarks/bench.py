@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,13 @@ WORKLOADS = {
         ("--seed", str(SEED), "--inflight", "100"),
         ("connect_s", "connect_cpu_s", "connect_p50_ms"),
     ),
+    "W7": Workload(
+        "2,000 clients that come back all at once",
+        *(40, 50, 0, 0.1, 0.1),
+        (Target("loop_lag_ms", 100),),
+        ("--inflight", "2000"),
+        ("connect_s", "connect_cpu_s", "connect_p50_ms", "loop_lag_ms"),
+    ),
 }
 
 COLUMNS = {
@@ -159,6 +167,7 @@ COLUMNS = {
     "connect_s": "wall s",
     "connect_cpu_s": "CPU s",
     "connect_p50_ms": "join p50 ms",
+    "loop_lag_ms": "longest stall ms",
 }
 
 
@@ -385,14 +394,26 @@ def measure(
             *("--rate", str(rate), "--duration", str(duration_s), *workload.options),
         ]
         done = subprocess.run(load, capture_output=True, text=True, timeout=300, check=False)
+        stall_s = metric(port, "repsync_event_loop_lag_seconds") if name == OURS else None
         if server.poll() is not None:
             say(f"{name} ended during the run; see {OUT / f'log.{name}'}")
     if not done.stdout.startswith("{"):
         return {"label": name, "error": done.stderr.strip()[-500:] or "no result"}
     result: Result = json.loads(done.stdout)
+    if stall_s is not None:
+        result["loop_lag_ms"] = round(stall_s * 1_000, 1)
     if complaint := fault_in(result):
         result["fault"] = f"{complaint} {done.stderr.strip()[-300:]}".strip()
     return result
+
+
+def metric(port: int, name: str) -> float | None:
+    """A figure that our server tells of itself."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        for line in response.read().decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+    return None
 
 
 def fault_in(result: Result) -> str | None:
@@ -564,6 +585,13 @@ class Bench:
                 print("\n" + profile_text(code, result, json.loads(path.read_text())))
 
 
+def admission_table() -> str:
+    """What checking an update costs, measured in a process of its own on the server's core."""
+    command = [*pinned(0), sys.executable, str(HERE / "admission.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return done.stdout.strip() or f"Admission: not measured\n{done.stderr[-500:]}"
+
+
 def profile_text(code: str, result: Result, found: dict[str, Any]) -> str:
     count, sent = result["delivered"] or 1, result["sent"] or 1
     functions = found.get("functions")
@@ -594,7 +622,8 @@ def duration(arguments: argparse.Namespace, workload: Workload) -> float:
 def brief(result: Result, keys: Sequence[str]) -> str:
     if "error" in result:
         return f"failed: {result['error']}"
-    text = ", ".join(f"{COLUMNS.get(key, key)} {number_text(result[key])}" for key in keys)
+    known = [key for key in keys if key in result]
+    text = ", ".join(f"{COLUMNS.get(key, key)} {number_text(result[key])}" for key in known)
     return f"{text}  NOT COUNTED: {result['fault']}" if "fault" in result else text
 
 
@@ -656,6 +685,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = Bench(arguments, names, make_documents(Path(folder), most))
         bench.run_all()
         print("\n" + bench.table())
+        print("\n" + admission_table(), flush=True)
         if arguments.profile:
             bench.profile()
     return 0

@@ -33,15 +33,16 @@ def client_id(writer: int) -> int:
 
 def write(path: Path, *, writers: int, each: int) -> None:
     """A fleet's updates: those of `writers` clients, `each` of every one."""
-    _write(path, [_updates(tag, client_id(tag), each) for tag in range(writers)])
+    _write(path, [of_writer(tag, client_id(tag), each) for tag in range(writers)])
 
 
 def write_seed(path: Path, *, sets: int) -> None:
     """A document that is there before the fleet comes, by one writer whose tag is ffff."""
-    _write(path, [_updates(SEED_TAG, SEED_CLIENT, sets)])
+    _write(path, [of_writer(SEED_TAG, SEED_CLIENT, sets)])
 
 
-def _updates(tag: int, client: int, count: int) -> list[bytes]:
+def of_writer(tag: int, client: int, count: int) -> list[bytes]:
+    """One update for each of `count` sets that this client logs."""
     doc: Doc[Any] = Doc(client_id=client)
     sets = doc.get("sets", type=Map)
     updates: list[bytes] = []

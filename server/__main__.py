@@ -126,7 +126,7 @@ async def serve(settings: Settings) -> int:
     runner = make_runner(app, settings, shutdown_timeout_s=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
         try:
             await site.start()
         except OSError as exc:
@@ -147,6 +147,9 @@ async def serve(settings: Settings) -> int:
 
 
 SWITCH_INTERVAL_S = 0.0005
+BACKLOG = 512
+"""Clients that the kernel keeps for us while we are busy; beyond it they try again after a second,
+then three, then seven."""
 
 
 def _tune_interpreter() -> None:

@@ -167,7 +167,11 @@ def _watch(
     counted("rooms", "Documents in memory", lambda: len(hub))
     counted("revocations", "Revocations that have not ended", lambda: gateway.revocation_count)
     counted("stream_watchers", "Connections that watch streams", lambda: streams.watcher_count)
-    counted("event_loop_lag_seconds", "How late the loop is", lambda: health.loop_lag_s)
+    counted(
+        "event_loop_lag_seconds",
+        "The longest that the loop was late in the last 15 s",
+        lambda: health.loop_lag_s,
+    )
     transport = sockets.stats
     for what, text, label, read in (
         ("messages_dropped", "Left out because a client was slow", "kind", transport.dropped),

@@ -27,6 +27,10 @@ from server.transport.server import Ack, SocketServer
 log = logging.getLogger(__name__)
 
 DOCUMENT_PREFIX = "/yjs|"
+REFUSAL_COST = 20
+"""Events that a refused update counts for, beside itself: the room's head may have to be built
+anew, which takes as long as the document is large."""
+
 DOCUMENT_EVENTS = frozenset({"sync-step-1", "sync-update", "awareness-update"})
 
 
@@ -184,6 +188,7 @@ class DocumentDoor:
 
     def _refuse(self, session: Session, name: DocName, exc: RepSyncError, ack: Ack | None) -> None:
         self._metrics.count_event("sync-update", exc.code)
+        session.allowance.charge(REFUSAL_COST)
         self._answer(ack, {"ok": False, "error": exc.to_wire()})
         if isinstance(exc, Unsynced | Unavailable):
             # Its replica is good, we lack a part: dropping it would lose the client's edits.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 2.0
 SLOW_STORE_S = 1.0
 SLOW_LOOP_S = 0.5
+LAG_INTERVAL_S = 0.02
+LAG_KEPT_S = 15.0  # as long as a scraper looks away
 
 
 class Health:
@@ -39,16 +42,37 @@ class Health:
         self._started = time.monotonic()
         self._store_seconds: float | None = None
         self._store_error: str | None = None
-        self.loop_lag_s = 0.0
+        self._lags: deque[tuple[float, float]] = deque()
         self.is_draining = False
 
     async def watch(self) -> None:
         """Probe until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_loop(), name="event loop lag")
+            while True:
+                await self.probe()
+                await asyncio.sleep(PROBE_INTERVAL_S)
+
+    async def _watch_loop(self) -> None:
         while True:
-            await self.probe()
-            due = time.monotonic() + PROBE_INTERVAL_S
-            await asyncio.sleep(PROBE_INTERVAL_S)
-            self.loop_lag_s = max(0.0, time.monotonic() - due)
+            due = time.monotonic() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            now = time.monotonic()
+            # Kept are those that no later one exceeds: the first is the worst.
+            while self._lags and self._lags[-1][1] <= now - due:
+                self._lags.pop()
+            self._lags.append((now, now - due))
+            self._forget_lags(now)
+
+    def _forget_lags(self, now: float) -> None:
+        while self._lags and self._lags[0][0] < now - LAG_KEPT_S:
+            self._lags.popleft()
+
+    @property
+    def loop_lag_s(self) -> float:
+        """The longest that the event loop was late in the last `LAG_KEPT_S`."""
+        self._forget_lags(time.monotonic())
+        return max(0.0, self._lags[0][1]) if self._lags else 0.0
 
     async def probe(self) -> None:
         try:

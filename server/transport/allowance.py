@@ -59,6 +59,10 @@ class Allowance:
             shared._bytes -= size_bytes
         return 0.0
 
+    def charge(self, events: float) -> None:
+        """Take more, for what turned out to be dear; the next message waits for it to come back."""
+        self._events -= events
+
     def retry_after_s(self, wait_s: float, size_bytes: int, now: float) -> float | None:
         """When a message for which `spend` said `wait_s` may come again. Those who are refused one
         after the other are told one time after the other, so that each finds room when it comes.

@@ -42,12 +42,14 @@ from server.transport.allowance import UNLIMITED, Allowance, Rate
 from server.transport.connection import REFUSAL, Connection, Delivery
 from server.transport.namespaces import Namespaces
 from server.transport.packets import Outgoing, Packet, PacketLimits, outgoing, update_event
+from server.transport.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
 
 Ack = Callable[[Any], None]
 
 CATCH_UP_INTERVAL_S = 0.05
+HANDSHAKES_PER_TURN = 32
 SHORTEST_HOLD_S = 0.001
 SOCKET_METHODS = ("GET", "POST", "OPTIONS")
 
@@ -150,6 +152,7 @@ class EngineServer(engineio.AsyncServer):
         self._timer: asyncio.TimerHandle | None = None
         self._catching_up: asyncio.TimerHandle | None = None
         self._turned_to = 0
+        self.turnstile = Turnstile(HANDSHAKES_PER_TURN)
         self.is_draining = False
 
     def create_queue(self, *args: Any, **kwargs: Any) -> None:
@@ -184,6 +187,7 @@ class EngineServer(engineio.AsyncServer):
     ) -> Any:
         request: web.Request = environ["aiohttp.request"]
         remote = request.remote or ""
+        await self.turnstile.passing()
         refused = self._refusal(remote)
         if refused is not None:
             self.stats.refused[refused] += 1
@@ -578,6 +582,7 @@ class SocketServer(socketio.AsyncServer):
                     details={"limit": limit},
                 )
             async with asyncio.timeout(self._limits.connect_timeout_s):
+                await self.eio.turnstile.passing()
                 await self._door.connect(namespace, sid, incoming.data)
         except RepSyncError as exc:
             return exc.to_wire()

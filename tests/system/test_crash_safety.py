@@ -55,7 +55,9 @@ class World:
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = random.Random(seed)
         self.data = folder / "data"
-        self.server = ServerProcess(self.data, {"JWT_SECRET": SECRET, "MAX_EXERCISES_PER_DOCUMENT": "10000"})
+        self.server = ServerProcess(
+            self.data, {"JWT_SECRET": SECRET, "MAX_EXERCISES_PER_DOCUMENT": "10000"}
+        )
         self.auth = Authenticator(GivenKey.secret(SECRET))
         self.life = 0
         self.is_ending = False
