@@ -43,6 +43,17 @@ export async function anUpdateIsAckedWhenItIsDurable () {
   assert.equal(b.doc.getText('notes').toString(), '01234')
 }
 
+export async function aFloodOfEditsArrivesSlowlyAndWhole () {
+  const { ana, room } = await template()
+  const [a, b] = [await synced('ana', room), await synced('ben', room)]
+  for (let i = 0; i < 200; i++) a.doc.getText('notes').insert(i, `${i % 10}`)
+  await until(() => b.doc.getText('notes').length === 200)
+  await converged(a.doc, b.doc)
+  assert.deepEqual([a.rejections, a.resets], [[], []])
+  assert.equal(a.socket.connected, true)
+  assert.equal((await ana.do('time:sync', { t0: 1 })).ok, true)
+}
+
 export async function whatIsNoUpdateIsRefused () {
   const { ana, template_id, room } = await template()
   const [a, b] = [await synced('ana', room), await synced('ben', room)]

@@ -410,7 +410,7 @@ async def test_a_devices_name_may_be_as_long_as_told_and_not_longer(
 
 
 async def test_intents_above_the_rate_are_refused_until_told(tmp_path: Path) -> None:
-    async with running_server(tmp_path, max_events_per_s=5, max_events_burst=10) as server:
+    async with running_server(tmp_path, max_events_per_s=1, max_events_burst=10) as server:
         async with inside(server) as phone:
             sent = range(1, 16)
             await phone.send(*(f'42{i}["time:sync",{{"t0":{i}}}]' for i in sent))
@@ -421,7 +421,7 @@ async def test_intents_above_the_rate_are_refused_until_told(tmp_path: Path) -> 
             assert {error["code"] for error in refused} == {"rate_limited"}
             after_ms = [error["retry_after_ms"] for error in refused]
             assert after_ms == sorted(after_ms)
-            await asyncio.sleep(after_ms[-1] / 1_000)
+            await asyncio.sleep(after_ms[0] / 1_000)
             assert await phone.settled()
         assert limited(server) == {"refused": len(refused)}
 

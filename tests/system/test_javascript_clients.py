@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.servers import ROOT, RunningServer, ServerProcess, clean_env
+from tests.helpers.servers import ROOT, RunningServer, ServerProcess, clean_env, running_server
 
 pytestmark = pytest.mark.js
 
@@ -254,6 +254,14 @@ async def test_who_is_put_out_leaves_at_once(server: RunningServer) -> None:
 
 async def test_an_update_is_acked_when_it_is_durable(server: RunningServer) -> None:
     await play("updates.mjs", "anUpdateIsAckedWhenItIsDurable", server.url, tokens_of(server))
+
+
+async def test_a_flood_of_edits_arrives_slowly_and_whole(tmp_path: Path) -> None:
+    async with running_server(tmp_path, max_events_per_s=100, max_events_burst=30) as server:
+        await play(
+            "updates.mjs", "aFloodOfEditsArrivesSlowlyAndWhole", server.url, tokens_of(server)
+        )
+        assert server.parts.sockets.stats.limited.keys() == {"held"}
 
 
 async def test_what_is_no_update_is_refused(server: RunningServer) -> None:

@@ -67,15 +67,14 @@ async def test_who_comes_again_when_told_is_let_through() -> None:
 
 async def test_who_takes_no_heed_is_refused_for_a_while_and_then_waits() -> None:
     door = OpenDoor(handle=answering, above={"n": Excess.REFUSE})
-    async with ours(door, rate=rate(100, 10)) as site, deaf(site.url) as client:
+    async with ours(door, rate=rate(20, 10)) as site, deaf(site.url) as client:
         await client.send("40{}", *(f'42{i}["n",{i}]' for i in range(60)))
-        await until(lambda: site.sockets.stats.limited["held"])
-        refused = site.sockets.stats.limited["refused"]
-        assert refused <= 15
-        await until(lambda: numbers(door)[-1:] == [59])
-        # What was held was not refused as well.
-        assert len(door.events) == 60 - site.sockets.stats.limited["refused"]
-        assert numbers(door) == sorted(numbers(door))
+        limited = site.sockets.stats.limited
+        await until(lambda: limited["held"])
+        assert 10 <= limited["refused"] <= 30
+        # Each has one end: what was held was not refused as well.
+        await until(lambda: len(door.events) + limited["refused"] == 60)
+        assert numbers(door) == sorted(set(numbers(door)))
 
 
 async def test_large_messages_are_refused_by_their_bytes() -> None:
