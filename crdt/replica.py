@@ -123,6 +123,9 @@ class Replica:
         """
         screen_update(update, _ROOT_NAMES[self.kind])
         self._refuse_gap(update)
+        # Of a block that is known in part only the rest: given the whole, a document may put it
+        # elsewhere than those who get the rest.
+        update = self._lacking(update)
         self._begin()
         try:
             self.load(update)
