@@ -34,6 +34,14 @@ async def test_an_unknown_event_is_not_found(desk: Desk) -> None:
     assert answer["error"]["code"] == "not_found"
 
 
+async def test_an_error_does_not_send_back_all_that_a_client_made_up(desk: Desk) -> None:
+    for data in ({"x" * 100_000: 1}, {f"field {n}": n for n in range(10_000)}):
+        error = await desk.refused("ana", "workout:list", **data)
+        assert error["code"] == "invalid"
+        assert 0 < len(error["details"]) <= 20
+        assert len(str(error)) < 5_000
+
+
 @pytest.mark.parametrize("data", [None, 5, "text", [], [{}], b"bytes", True])
 async def test_a_payload_that_is_no_object_is_invalid(desk: Desk, data: Any) -> None:
     answer = await desk.ask("ana", "workout:create", data)
