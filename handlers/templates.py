@@ -30,6 +30,8 @@ class CreateTemplate(ChangePayload):
 
 async def _join_created(ctx: Context, answer: Answer) -> None:
     """Creating joins; sent again from a new connection, it joins that one as well."""
+    if "template" not in answer:
+        return  # the answer to another event, of which the client has used the op_id
     async with ctx.room(ids.template(answer["template"]["id"]), Right.READ) as live:
         ctx.join(live)
 

@@ -172,6 +172,18 @@ async def test_repeats_of_an_operation_that_is_failing_fail_with_it(desk: Desk) 
     assert codes == ["unavailable", "unavailable"]
 
 
+@pytest.mark.parametrize(
+    ("event", "data"), [("workout:create", {}), ("template:create", {"title": "Push"})]
+)
+async def test_an_op_id_that_was_used_for_another_event_gets_that_answer(
+    desk: Desk, event: str, data: dict[str, Any]
+) -> None:
+    workout_id, op = await desk.workout(), op_id()
+    add = {"workout_id": workout_id, "exercise": {"name": "Squat"}, "op_id": op}
+    first = await desk.do("ana", "workout:exercise:add", **add)
+    assert await desk.do("ana", event, op_id=op, **data) == first
+
+
 async def test_an_operation_belongs_to_the_user_who_sent_it(desk: Desk) -> None:
     op = op_id()
     mine = await desk.do("ana", "workout:create", op_id=op)
