@@ -22,8 +22,8 @@ from pycrdt import _pycrdt as native
 from crdt.errors import Invalid, Unsynced
 from crdt.ids import DocKind
 from crdt.schema import ROOT_TEXT, ROOTS, shared_type
-from crdt.screen import screen_update, screen_vector
-from crdt.wire import deleted_ends, knows, sole_writer, state_clocks
+from crdt.screen import Run, screen_update, screen_vector
+from crdt.wire import deleted_ends, sole_writer, state_clocks
 
 EMPTY_UPDATE = b"\x00\x00"
 EMPTY_STATE_VECTOR = b"\x00"
@@ -91,8 +91,9 @@ class Replica:
         self._roots: dict[str, Map[Any] | Text] = {}
         self._updates: list[bytes] = []
         self._touched: set[tuple[str, str]] = set()
-        # Client IDs whose updates came without a gap so far: nearly all of them, always.
-        self._in_step: set[int] = set()
+        # Client ID -> the clock at which it goes on, for those that have written here. Nearly all
+        # updates begin at it, and need no state vector to be compared with.
+        self._next_clocks: dict[int, int] = {}
         for name, root_type in ROOTS[kind].items():
             self._roots[name] = self._doc.get(name, type=cast(type[Map[Any]], root_type))
         self._raw = {name: root.integrated for name, root in self._roots.items()}
@@ -129,11 +130,13 @@ class Replica:
             Unsynced: it builds on changes that are missing here. Spoils the replica, unless the
                 gap could be seen before applying.
         """
-        heads = screen_update(update, _ROOT_NAMES[self.kind])
-        for client_id, clock in heads:
-            if client_id not in self._in_step:
-                self._refuse_gap(client_id, clock)
-        before = self.state_vector() if len(heads) > 1 else b""
+        blocks = screen_update(update, _ROOT_NAMES[self.kind])
+        if not all(self._next_clocks.get(run.client_id) == run.clock for run in blocks):
+            self._refuse_gap(blocks)
+            # Of a block that is known in part only the rest: given the whole, a document may put
+            # it elsewhere than those who get the rest.
+            update = self._lacking(update)
+        before = self.state_vector() if len(blocks) > 1 else b""
         self._begin()
         try:
             self.load(update)
@@ -149,7 +152,9 @@ class Replica:
             self.spoiled = True
             raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
         if complete:
-            self._in_step.update(client_id for client_id, _ in heads)
+            for run in blocks:
+                known = self._next_clocks.get(run.client_id, 0)
+                self._next_clocks[run.client_id] = max(known, run.end)
         else:
             self.spoiled = True
             raise Unsynced("the update builds on changes that are missing here; sync first")
@@ -286,10 +291,14 @@ class Replica:
 
     # -- completeness -----------------------------------------------------------------------
 
-    def _refuse_gap(self, client_id: int, clock: int) -> None:
-        """See the commonest gap, one writer's missing predecessor, before it does any harm."""
-        if not knows(self.state_vector(), client_id, clock):
-            raise Unsynced("the update builds on changes that are missing here; sync first")
+    def _refuse_gap(self, blocks: Iterable[Run]) -> None:
+        """See that a writer's predecessors are missing before it does any harm."""
+        known = state_clocks(self.state_vector())
+        for run in blocks:
+            clock = known.get(run.client_id, 0)
+            if run.clock > clock:
+                raise Unsynced("the update builds on changes that are missing here; sync first")
+            self._next_clocks[run.client_id] = clock
 
     def _holds(self, update: bytes) -> bool:
         """Whether everything in `update` is part of the document now.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
+from typing import NamedTuple
 
 from crdt.errors import Invalid, Unsynced
 from crdt.wire import MAX_SAFE_INTEGER, Reader
@@ -55,35 +56,42 @@ def screen_vector(state_vector: bytes) -> None:
         raise Invalid.at("state_vector", "cannot be decoded") from exc
 
 
-def screen_update(update: bytes, roots: Container[bytes]) -> list[tuple[int, int]]:
+class Run(NamedTuple):
+    """What one client inserts: its clocks from `clock` to before `end`."""
+
+    client_id: int
+    clock: int
+    end: int
+
+
+def screen_update(update: bytes, roots: Container[bytes]) -> list[Run]:
     """Go over an untrusted Yjs v1 update of a document with these roots.
 
-    Returns: (client ID, the clock of its first block) of each client that inserts something.
+    Returns: what each client inserts; nothing for one that only deletes.
     Raises:
         Invalid: it is none, or says something of the above.
         Unsynced: it leaves a gap.
     """
     try:
-        heads, at = _sections(update, roots)
+        runs, at = _sections(update, roots)
         _deletes(update, at)
     except (ValueError, IndexError) as exc:
         raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
-    return heads
+    return runs
 
 
-def _sections(update: bytes, roots: Container[bytes]) -> tuple[list[tuple[int, int]], int]:
-    """Go over the blocks of all clients. Returns: (client ID, first clock) of each, and where they
-    end."""
-    heads: dict[int, int] = {}
+def _sections(update: bytes, roots: Container[bytes]) -> tuple[list[Run], int]:
+    """Go over the blocks of all clients. Returns: what each inserts, and where they end."""
+    runs: dict[int, Run] = {}
     nested_types = 0
     sections, at = _uint(update, 0)
     for _ in range(sections):
         count, at = _uint(update, at)
         client_id, at = _uint(update, at)
-        clock, at = _uint(update, at)
-        if client_id in heads or not count:
+        first_clock, at = _uint(update, at)
+        if client_id in runs or not count:
             raise ValueError("two sections of one client, or an empty one")
-        heads[client_id] = clock
+        clock = first_clock
         for _ in range(count):
             first = update[at]
             kind = first & 0x1F
@@ -98,7 +106,8 @@ def _sections(update: bytes, roots: Container[bytes]) -> tuple[list[tuple[int, i
             clock += length
             if not length or clock > MAX_CLOCK or nested_types > MAX_NESTED_TYPES:
                 raise ValueError("a block of no length, of too much, or too many types in types")
-    return list(heads.items()), at
+        runs[client_id] = Run(client_id, first_clock, clock)
+    return list(runs.values()), at
 
 
 def _deletes(update: bytes, at: int) -> None:
@@ -131,7 +140,7 @@ def _head(update: bytes, at: int, bits: int, roots: Container[bytes]) -> tuple[b
 
 
 def _content(update: bytes, at: int, kind: int) -> tuple[int, int]:
-    """Go over what a block holds. Returns: its length (of a text: its bytes), and the end."""
+    """Go over what a block holds. Returns: its length, and the end."""
     if kind == _ANY:
         if update[at] == 1:  # nearly always
             mark = update[at + 1]
@@ -142,8 +151,11 @@ def _content(update: bytes, at: int, kind: int) -> tuple[int, int]:
         count, at = _uint(update, at)
         return count, _values(update, at, count)
     if kind == _STRING:
+        size, start = _uint(update, at)
         end = _chunk(update, at)
-        return end - at - 1, end
+        text = update[start : start + size]
+        # Yjs counts in UTF-16.
+        return size if text.isascii() else len(text.decode().encode("utf-16-le")) // 2, end
     if kind == _TYPE:
         if update[at] not in _SHARED_TYPES:
             raise ValueError("a type that no document holds")

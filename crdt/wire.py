@@ -73,25 +73,6 @@ def state_clocks(state_vector: bytes) -> dict[int, int]:
     return {reader.var_uint(): reader.var_uint() for _ in range(reader.var_uint())}
 
 
-def knows(state_vector: bytes, client_id: int, clock: int) -> bool:
-    """Whether a state vector has `clock` structs of a client or more.
-
-    A document may have hundreds of writers, so the one asked for is looked up by its bytes. They
-    may turn up by chance as well; then, as when they do not turn up, all of it is decoded.
-    """
-    if not clock:
-        return True
-    wanted = var_uint(client_id)
-    at = state_vector.find(wanted)
-    if at >= 0:
-        try:
-            if Reader(state_vector[at + len(wanted) : at + len(wanted) + 8]).var_uint() == clock:
-                return True
-        except ValueError:
-            pass
-    return state_clocks(state_vector).get(client_id, 0) >= clock
-
-
 def sole_writer(update: bytes) -> tuple[int, int] | None:
     """(client ID, clock of its first struct) of an update in which one client writes; else None.
 

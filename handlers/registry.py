@@ -134,9 +134,11 @@ def _parse(model: type[Payload], data: Any) -> Payload:
     try:
         return model.model_validate(data)
     except ValidationError as exc:
+        errors = exc.errors(include_url=False, include_context=False, include_input=False)
+        # A path may be made of the client's own words, and so may all of many.
         details = [
-            {"path": ".".join(str(part) for part in error["loc"]), "message": error["msg"]}
-            for error in exc.errors(include_url=False, include_context=False, include_input=False)
+            {"path": ".".join(str(part) for part in error["loc"])[:200], "message": error["msg"]}
+            for error in errors[:20]
         ]
         first = details[0]
         raise Invalid(f"{first['path']}: {first['message']}", details=details) from exc

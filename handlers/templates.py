@@ -27,6 +27,8 @@ class CreateTemplate(ChangePayload):
 
 async def _join_created(ctx: Context, answer: Answer) -> None:
     """Creating joins; sent again from a new connection, it joins that one as well."""
+    if "template" not in answer:
+        return  # the answer to another event, of which the client has used the op_id
     name = ids.template(answer["template"]["id"])
     ctx.demand_place_for(name)
     async with ctx.room(name, Right.READ) as live:

@@ -14,7 +14,9 @@ from pycrdt import Array, Map, Text, merge_updates
 from crdt.errors import Invalid, Unsynced
 from crdt.ids import DocKind
 from crdt.replica import EMPTY_UPDATE, GONE, Put, Remove, Replica, apply_delta
+from crdt.wire import var_uint
 from tests.helpers.replicas import Peer, set_fields
+from tests.helpers.yjs_v1 import DELETED, Section, Struct, Update, parse
 
 EMOJI = "héy 🏋️ žluť"
 
@@ -241,6 +243,21 @@ def test_hostile_updates_are_invalid_or_unsynced_or_harmless(
 def test_a_vector_that_cannot_be_read_is_invalid(vector: bytes) -> None:
     with pytest.raises(Invalid):
         workout_replica(Peer().set("s")).diff(vector)
+
+
+def test_who_writes_again_at_known_clocks_does_not_part_the_replicas() -> None:
+    """The document knows the client's first blocks; here the client says that they are others."""
+    ana = Peer(DocKind.TEMPLATE, client_id=5)
+    ana.put("exercises", "e", {"note": "slow"})
+    ana.change(lambda roots: roots["notes"].insert(0, "Week 1"))
+    known = parse(ana.lacks()).sections[0].structs
+    length = 10 + sum(struct.length for struct in known)
+    again = Struct(DELETED, var_uint(length), parent=(5, 0), key=b"note")
+    head, other = (Replica(DocKind.TEMPLATE, ana.lacks()) for _ in range(2))
+    change = head.apply(Update([Section(5, 0, [again])], []).encode())
+    assert change is not None
+    other.load(change.update)
+    assert head.read() == other.read() == ana.content()
 
 
 # -- updates that bring nothing, or something -------------------------------------------------

@@ -34,6 +34,14 @@ async def test_an_unknown_event_is_not_found(desk: Desk) -> None:
     assert answer["error"]["code"] == "not_found"
 
 
+async def test_an_error_does_not_send_back_all_that_a_client_made_up(desk: Desk) -> None:
+    for data in ({"x" * 100_000: 1}, {f"field {n}": n for n in range(10_000)}):
+        error = await desk.refused("ana", "workout:list", **data)
+        assert error["code"] == "invalid"
+        assert 0 < len(error["details"]) <= 20
+        assert len(str(error)) < 5_000
+
+
 @pytest.mark.parametrize("data", [None, 5, "text", [], [{}], b"bytes", True])
 async def test_a_payload_that_is_no_object_is_invalid(desk: Desk, data: Any) -> None:
     answer = await desk.ask("ana", "workout:create", data)
@@ -162,6 +170,18 @@ async def test_repeats_of_an_operation_that_is_failing_fail_with_it(desk: Desk) 
     gate.set()
     codes = [answer["error"]["code"] for answer in await asyncio.gather(*asked)]
     assert codes == ["unavailable", "unavailable"]
+
+
+@pytest.mark.parametrize(
+    ("event", "data"), [("workout:create", {}), ("template:create", {"title": "Push"})]
+)
+async def test_an_op_id_that_was_used_for_another_event_gets_that_answer(
+    desk: Desk, event: str, data: dict[str, Any]
+) -> None:
+    workout_id, op = await desk.workout(), op_id()
+    add = {"workout_id": workout_id, "exercise": {"name": "Squat"}, "op_id": op}
+    first = await desk.do("ana", "workout:exercise:add", **add)
+    assert await desk.do("ana", event, op_id=op, **data) == first
 
 
 async def test_an_operation_belongs_to_the_user_who_sent_it(desk: Desk) -> None:
