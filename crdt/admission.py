@@ -57,7 +57,11 @@ def check(kind: DocKind, user_id: UserId, rights: Right, before: View, delta: De
         _refuse_content(delta)
     rules = RULES[kind]
     for (root, key), value in delta.items():
-        rules[root](user_id, rights, key, before[root].get(key, GONE), value)
+        try:
+            rules[root](user_id, rights, key, before[root].get(key, GONE), value)
+        except Forbidden as exc:
+            exc.path = f"{root}.{key}"
+            raise
         if value is not GONE and is_deeper(value, MAX_DEPTH):
             raise Invalid.at(f"{root}.{key}", "is nested too deeply")
 

@@ -34,6 +34,8 @@ class RepSyncError(Exception):
     ) -> None:
         super().__init__(message)
         self.details = details
+        self.path: str | None = None
+        """Where in the document, `sets.<id>`, if it is about one place."""
         self.retry_after_ms = retry_after_ms
 
     def to_wire(self) -> dict[str, Any]:

@@ -195,7 +195,9 @@ class DocumentDoor:
             self.ask_to_sync(session, name, exc.code)
             return
         rejection: dict[str, Any] = {"code": exc.code, "message": str(exc)}
-        if isinstance(exc.details, list) and exc.details:
+        if exc.path is not None:
+            rejection["path"] = exc.path
+        elif isinstance(exc.details, list) and exc.details:
             rejection["path"] = exc.details[0]["path"]
         self._sockets.post(session.namespace, [session.id], "sync-rejected", rejection)
 

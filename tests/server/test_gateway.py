@@ -17,6 +17,7 @@ from crdt.ids import DocName
 from crdt.ports import Append, Stored
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
 from server.replay.devices import DocumentClient, EventClient, Refused
+from tests.helpers.replicas import Peer
 from tests.helpers.servers import RunningServer, running_server
 
 WORKOUT, TEMPLATE = ids.workout("w"), ids.template("t")
@@ -337,6 +338,16 @@ async def test_visibility_decides_who_may_look_in(
         "workout:exercise:add", {"workout_id": WORKOUT.id, "exercise": {"name": "Row"}}
     )
     assert answer["error"]["code"] == "forbidden"
+
+
+async def test_a_rejection_names_the_place(server: RunningServer) -> None:
+    ana = await server.events("ana")
+    await make_workout(ana)
+    laptop = await server.document("ana", WORKOUT)
+    await laptop.send(Peer().put("meta", "status", "completed"))
+    await laptop.until(lambda: bool(laptop.rejections))
+    (rejection,) = laptop.rejections
+    assert (rejection["code"], rejection["path"]) == ("forbidden", "meta.status")
 
 
 async def test_a_spectators_edits_are_rejected_whole(server: RunningServer) -> None:
