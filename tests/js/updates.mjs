@@ -1,6 +1,7 @@
 // Single updates and their acks: durable, refused, or lacking what they build on.
 
 import assert from 'node:assert/strict'
+import { Awareness, encodeAwarenessUpdate } from 'y-protocols/awareness'
 import * as Y from 'yjs'
 import {
   connect, content, converged, errorOf, pull, send, synced, until, updatesOf
@@ -220,6 +221,77 @@ export async function aSetBelongsToTheOneWhoDidIt () {
   await ana.next('workout:set:completed', (e) => e.set_id === 'bens')
   const { workout } = await ana.do('workout:sync', { workout_id })
   assert.deepEqual(workout.sets.map((s) => [s.id, s.user_id, s.reps]).sort(), [['anas', 'ana', 5], ['bens', 'ben', 8]])
+}
+
+/** A group workout of ana's, in which ben is a participant, with a set of hers. */
+async function groupWorkout () {
+  const [ana, ben] = [await connect('ana'), await connect('ben')]
+  const workout_id = (await ana.do('workout:create', { mode: 'group', visibility: 'public' })).workout.id
+  await ben.do('workout:join', { workout_id })
+  await ana.do('workout:exercise:add', { workout_id, exercise_id: 'squat', exercise: { name: 'Squat' } })
+  return { ana, ben, workout_id, room: `workout:${workout_id}` }
+}
+
+/** What ben's own client, built on the real package, sends of an edit of his. */
+function forged (from, edit, clientID) {
+  const replica = new Y.Doc()
+  Y.applyUpdate(replica, Y.encodeStateAsUpdate(from.doc))
+  if (clientID !== undefined) replica.clientID = clientID
+  return updatesOf(replica, () => replica.transact(() => edit(replica)))[0]
+}
+
+export async function aClientIdBelongsToTheOneWhoUsedItFirst () {
+  const { ana, workout_id, room } = await groupWorkout()
+  const laptop = await synced('ana', room)
+  laptop.doc.getMap('sets').set('anas', new Y.Map([['user_id', 'ana'], ['reps', 5]]))
+  await ana.next('workout:set:completed', (e) => e.set_id === 'anas')
+  const editor = await synced('ben', room)
+  const servers = [...Y.decodeStateVector(Y.encodeStateVector(editor.doc)).keys()]
+  assert.ok(servers.includes(laptop.doc.clientID))
+  const before = content(laptop.doc)
+  for (const clientID of servers) {
+    const own = (doc) => doc.getMap('sets').set('bens', new Y.Map([['user_id', 'ben'], ['reps', 8]]))
+    const { error } = await send(editor, forged(editor, own, clientID))
+    assert.equal(error?.code, 'forbidden', `client ID ${clientID}`)
+    const mixed = Y.mergeUpdates([forged(editor, own), forged(editor, own, clientID)])
+    assert.equal((await send(editor, mixed)).error?.code, 'forbidden', `mixed with ${clientID}`)
+  }
+  await until(() => editor.rejections.length === 2 * servers.length)
+  assert.ok(editor.rejections.every(({ code }) => code === 'forbidden'))
+  // What was refused left nothing behind; after a new sync ben goes on under an ID of his own.
+  const again = await synced('ben', room)
+  assert.deepEqual(content(again.doc), before)
+  again.doc.getMap('sets').set('bens', new Y.Map([['user_id', 'ben'], ['reps', 8]]))
+  await ana.next('workout:set:completed', (e) => e.set_id === 'bens')
+  laptop.doc.getMap('sets').get('anas').set('reps', 6)
+  await ana.next('workout:set:updated', (e) => e.set_id === 'anas')
+  const { workout } = await ana.do('workout:sync', { workout_id })
+  assert.deepEqual(workout.sets.map((s) => [s.id, s.reps]).sort(), [['anas', 6], ['bens', 8]])
+}
+
+export async function nobodyIsShownAsSomebodyElse () {
+  const { room } = await groupWorkout()
+  const [laptop, editor] = [await synced('ana', room), await synced('ben', room)]
+  const state = (p, id) => p.awareness.getStates().get(id)
+  const said = () => state(laptop, editor.doc.clientID)
+  laptop.awareness.setLocalStateField('cursor', 1)
+  await until(() => state(editor, laptop.doc.clientID)?.cursor === 1)
+  editor.awareness.setLocalState({ user: { id: 'ana', name: 'Ana' }, cursor: 2 })
+  await until(() => said()?.cursor === 2)
+  assert.equal(said().user.id, 'ben')
+  // A state under ana's ID, newer than hers; her removal; both past the stock client.
+  for (const theirs of [{ user: { id: 'ana' }, cursor: 99 }, null]) {
+    const other = new Awareness(new Y.Doc())
+    other.states.set(laptop.doc.clientID, theirs)
+    other.meta.set(laptop.doc.clientID, { clock: 1_000, lastUpdated: 0 })
+    editor.socket.emit('awareness-update', encodeAwarenessUpdate(other, [laptop.doc.clientID]))
+    other.destroy()
+  }
+  editor.awareness.setLocalStateField('cursor', 3)
+  await until(() => said()?.cursor === 3)
+  const third = await synced('ana', room)
+  await until(() => state(third, laptop.doc.clientID)?.cursor === 1)
+  assert.equal(state(third, laptop.doc.clientID).user.id, 'ana')
 }
 
 /** Whatever one Yjs client writes, JSON clients must be able to go on. */

@@ -304,6 +304,15 @@ async def test_a_set_belongs_to_the_one_who_did_it(server: RunningServer) -> Non
     await play("updates.mjs", "aSetBelongsToTheOneWhoDidIt", server.url, tokens_of(server))
 
 
+async def test_a_client_id_belongs_to_the_one_who_used_it_first(server: RunningServer) -> None:
+    scenario = "aClientIdBelongsToTheOneWhoUsedItFirst"
+    await play("updates.mjs", scenario, server.url, tokens_of(server))
+
+
+async def test_nobody_is_shown_as_somebody_else(server: RunningServer) -> None:
+    await play("updates.mjs", "nobodyIsShownAsSomebodyElse", server.url, tokens_of(server))
+
+
 @pytest.mark.parametrize(
     "scenario",
     [
