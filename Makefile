@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+RUNS ?= 100000
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,11 +10,12 @@ JS := tests/js
 # Stamps say which lock is installed; a changed lock is newer than its stamp and is installed again.
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
+FUZZ_STAMP := $(VENV)/.stamp-fuzz
 JS_STAMP := $(JS)/node_modules/.stamp
 
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --require-hashes
 # `universal` resolves for every platform and Python from 3.11 on, and lists the hashes of all files.
-UV_COMPILE := $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+UV_COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --custom-compile-command "make lock"
 
 # The dev lock holds everything of the run-time lock in the same versions: where it is installed,
@@ -49,19 +51,26 @@ fmt: setup ## Format the code and mend what can be mended
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
-.PHONY: bench soak
+.PHONY: bench soak fuzz
 bench: $(RUN_DEPS) ## Measure speed and memory beside other servers; ARGS="--quick" for a short look
 	@$(PY) benchmarks/bench.py $(ARGS)
 
 soak: setup ## Ten minutes of joins, edits, drops and errors, then everything back where it was
 	@SOAK_S=600 $(PY) -m pytest -n 0 tests/system/test_soak.py
 
+fuzz: $(FUZZ_STAMP) ## Throw odd inputs at every door; RUNS=10000 for fewer, ARGS=updates for one
+	@$(PY) -m tests.fuzz --runs $(RUNS) $(ARGS)
+
 lock: setup ## Write the lock files from pyproject.toml; ARGS=--upgrade takes newer versions
-	$(UV_COMPILE) $(ARGS) --output-file requirements.txt
-	$(UV_COMPILE) $(ARGS) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(UV_COMPILE) pyproject.toml $(ARGS) --output-file requirements.txt
+	$(UV_COMPILE) pyproject.toml $(ARGS) --group dev \
+		--constraint requirements.txt --output-file requirements-dev.txt
+	$(UV_COMPILE) $(ARGS) --group pyproject.toml:fuzz \
+		--constraint requirements-dev.txt --output-file requirements-fuzz.txt
 
 clean: ## Remove what was installed and cached; data/ stays
 	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .fuzz/*/corpus .fuzz/*/log .fuzz/*/last
 	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 setup: $(DEV_STAMP)
@@ -83,6 +92,11 @@ $(RUN_STAMP): requirements.txt $(VENV)/pyvenv.cfg
 $(DEV_STAMP): requirements-dev.txt $(VENV)/pyvenv.cfg
 	@echo "Installing requirements-dev.txt into $(VENV)"
 	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(FUZZ_STAMP): requirements-fuzz.txt $(DEV_STAMP)
+	@echo "Installing requirements-fuzz.txt into $(VENV)"
+	@$(PIP_INSTALL) -r requirements-fuzz.txt
 	@touch $@
 
 # The JavaScript clients need Node. On a developer's machine they may be missing, in CI they may not.

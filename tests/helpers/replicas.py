@@ -46,9 +46,11 @@ class Peer:
             name: self.doc.get(name, type=cast(type[Map[Any]], root_type))
             for name, root_type in ROOTS[kind].items()
         }
-        self._updates: list[bytes] = []
+        self._updates = updates = list[bytes]()
         self.apply(state)
-        self._subscription = self.doc.observe(lambda event: self._updates.append(event.update))
+        # Not by `Doc.observe`: what that makes leads from native code back to the document, a ring
+        # which nothing ever frees.
+        self._subscription = self.doc._doc.observe(lambda event: updates.append(event.update))
 
     def change(self, edit: Callable[[dict[str, Any]], Any]) -> bytes:
         """Edit the roots in one transaction. Returns: its update."""
