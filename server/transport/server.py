@@ -353,7 +353,9 @@ class SocketServer(socketio.AsyncServer):
 
     def post(self, namespace: str, sids: Iterable[str], event: str, *args: Any) -> None:
         """Send an event of which every one counts; those who are gone are passed over."""
-        self._post_all(sids, outgoing(packet.EVENT, namespace, [event, *args]))
+        recipients = list(sids)
+        if recipients:
+            self._post_all(recipients, outgoing(packet.EVENT, namespace, [event, *args]))
 
     def post_update(
         self, namespace: str, sids: Iterable[str], update: bytes, *, skip: str | None = None

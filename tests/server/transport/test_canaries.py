@@ -1,6 +1,8 @@
 """Why there is a transport of our own: each fault of the stock classes, and that ours is without.
 
-One test a row of the list of faults; rows 10-12 and 20 concern Redis and are not in this version.
+One test a row of the list of faults. Rows 10 to 12 are those of the stock classes that fan out by
+Redis: RepSync hands no message to them, so what is ours in these tests is that nothing of the kind
+stands between a post and its client.
 The first half exercises the stock class, and turns red when an upgrade has mended or moved the
 fault: read what has changed, then take the override out or adapt it. The second half is ours.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 import time
 from typing import Any
 
@@ -23,6 +26,7 @@ import socketio.packet
 from aiohttp import web
 from bidict import bidict
 from engineio.async_socket import AsyncSocket
+from socketio.async_pubsub_manager import AsyncPubSubManager
 
 from server.transport.namespaces import MAX_QUESTIONS, Namespaces
 from server.transport.packets import Packet, PacketError
@@ -594,3 +598,100 @@ async def test_row_19_headers_are_not_kept() -> None:
         kept = [found for found in gc.get_objects() if type(found) is web.Request]
         assert [request for request in kept if str(site.url[7:]) == request.host] == []
         assert site.sockets.environ == {}
+
+
+def uses_no_bus_of_the_library(sockets: Any) -> bool:
+    return type(sockets.manager) is Namespaces and not isinstance(
+        sockets.manager, AsyncPubSubManager
+    )
+
+
+# Red: the stock class tells its caller that a message was lost.
+async def test_row_10_a_message_is_not_lost_in_silence_while_redis_is_away() -> None:
+    with socket.socket() as closed:  # bound, but nobody listens: every connect is refused
+        closed.bind(("127.0.0.1", 0))
+        manager = socketio.AsyncRedisManager(f"redis://127.0.0.1:{closed.getsockname()[1]}")
+        sio = socketio.AsyncServer(async_mode="aiohttp", client_manager=manager)
+        manager.set_server(sio)
+        sio.manager_initialized = True
+        await sio.emit("lost", {"reps": 5})
+        await manager.redis.aclose()
+
+    async with ours() as site, raw_socket(site.url) as client:
+        assert uses_no_bus_of_the_library(site.sockets)
+        await client.send("40{}")
+        await until(lambda: site.door.inside)
+        site.sockets.post("/", list(site.door.inside), "kept", {"reps": 5})
+        await client.find(lambda packet: packet.kind == EVENT and packet.data[0] == "kept")
+
+
+class BreakingBus(AsyncPubSubManager):
+    """The stock class on a bus whose subscription ends, as that of a killed listener does."""
+
+    name = "breaking"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[Any] = []
+
+    async def _publish(self, data: Any) -> None:
+        self.published.append(data)
+
+    async def _listen(self) -> Any:
+        return
+        yield  # a generator that ends at once
+
+
+# Red: the stock class listens again, or stops publishing, when its subscription has ended.
+async def test_row_11_a_deaf_listener_is_noticed() -> None:
+    bus = BreakingBus()
+    sio = socketio.AsyncServer(async_mode="aiohttp", client_manager=bus, logger=False)
+    bus.set_server(sio)
+    sio.manager_initialized = True
+    bus.initialize()
+    await until(lambda: bus.thread.done())
+    await sio.emit("into the void", {})
+    assert bus.published, "it goes on publishing, deaf"
+
+    async with ours() as site:
+        assert uses_no_bus_of_the_library(site.sockets)
+
+
+# Red: the stock class looks for recipients before it encodes.
+async def test_row_12_what_has_no_recipient_here_is_not_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[Any] = []
+    encode = socketio.packet.Packet.encode
+
+    def note(packet: Any) -> Any:
+        encoded.append(packet.data)
+        return encode(packet)
+
+    monkeypatch.setattr(socketio.packet.Packet, "encode", note)
+    bus = BreakingBus()
+    sio = socketio.AsyncServer(async_mode="aiohttp", client_manager=bus)
+    bus.set_server(sio)
+    sio.manager_initialized = True
+    # Somebody is in the namespace, and nobody in the room.
+    await bus.connect("somebody", "/")
+    message = {"method": "emit", "event": "far away", "data": {}, "namespace": "/", "room": "r"}
+    await bus._handle_emit(message)
+    assert encoded, "a message from elsewhere is encoded for nobody"
+
+    encoded.clear()
+    async with ours() as site:
+        assert uses_no_bus_of_the_library(site.sockets)
+        site.sockets.post("/", [], "far away", {})
+    assert not encoded
+
+
+# Red: a session can be taken up by another process, or ends in another way.
+async def test_row_20_a_session_that_is_elsewhere_ends_at_once_and_the_client_begins_anew() -> None:
+    for made in (stock, ours):
+        async with made() as here, made() as there, polling(here.url) as client:
+            elsewhere = f"{there.url}/socket.io/?EIO=4&transport=polling&sid={client.sid}"
+            async with aiohttp.ClientSession() as http, http.get(elsewhere) as response:
+                assert response.status == 400
+            async with polling(there.url) as again:
+                assert again.sid != client.sid
