@@ -90,6 +90,7 @@ class Connection(AsyncSocket):
         # Counted since the network was last level with us; a reply does not count.
         self._pushed_bytes = 0
         self._written_bytes = 0
+        self._settled_bytes = 0  # of those written: when last looked, the client had them all
         self._progress = (0, self._loop.time())
         self._latest: dict[Hashable, Outgoing] | None = None
         self._inbox: deque[Packet] | None = None
@@ -199,9 +200,17 @@ class Connection(AsyncSocket):
         self._wake_poller()
 
     def stalled_for_s(self, now: float) -> float:
-        """How long nothing of the backlog has been taken, in seconds."""
-        taken = self._written_bytes - self.backlog_bytes
-        if taken != self._progress[0] or not self.backlog_bytes:
+        """How long nothing of what is on its way to the client has been taken, in seconds."""
+        if self._written_bytes == self._settled_bytes:
+            return 0.0
+        waiting = self.backlog_bytes
+        if self.peer is not None:
+            # The kernel takes megabytes for a client that has long stopped reading.
+            waiting += self.peer.unacknowledged_bytes
+        if not waiting:
+            self._settled_bytes = self._written_bytes
+        taken = self._written_bytes - waiting
+        if taken != self._progress[0] or not waiting:
             self._progress = (taken, now)
         return now - self._progress[1]
 

@@ -10,7 +10,9 @@ accepted: it costs 100 kB a connection, and frames that are shared cannot be com
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import struct
+import termios
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
@@ -19,6 +21,7 @@ from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from server.transport.packets import websocket_frame
 
 _CLOSE, _PONG = 0x88, 0x8A
+_INT = struct.Struct("i")
 PATIENCE_S = 10.0
 NORMAL_CLOSURE, GOING_AWAY, PROTOCOL_ERROR, POLICY_VIOLATION = 1000, 1001, 1002, 1008
 
@@ -75,6 +78,18 @@ class WebSocketPeer(asyncio.Protocol):
         if self._gone is None:
             self._gone = asyncio.get_running_loop().create_future()
         return self._gone
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """What the kernel holds because the client's has not confirmed it yet."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or self.is_closing:
+            return 0
+        try:
+            (size,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        except OSError:
+            return 0  # the kernel cannot tell, or the socket is gone
+        return int(size)
 
     def write(self, frame: bytes) -> None:
         """Send frames; after a close they are dropped."""

@@ -394,6 +394,17 @@ async def stuffed(site: Ours) -> Any:
         yield client
 
 
+async def test_a_client_that_takes_nothing_is_cut_though_the_kernel_took_all() -> None:
+    async with ours(stall_timeout_s=0.5) as site, deaf(site.url) as client:
+        await client.send("40{}")
+        await until(lambda: site.door.inside)
+        (connection,) = site.connections
+        site.sockets.post("/", list(site.door.inside), "news", "x" * 100_000)
+        assert connection.backlog_bytes == 0
+        await until(lambda: not site.connections)
+        assert site.sockets.stats.closed == {"stalled": 1}
+
+
 @pytest.mark.parametrize("last_words", ["1", "x"], ids=["a goodbye", "a bad packet"])
 async def test_who_ends_it_without_reading_is_not_kept(last_words: str) -> None:
     """A close waits for what is buffered to go out; here it never does."""
