@@ -43,6 +43,7 @@ EXERCISE = {"name": "Squat", "rest_s": 90, "note": "", "target": [{"kind": "norm
 
 PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "auth:refresh": [{"token": "x.y.z"}],
+    "auth:revoke": [{"user_id": "ben"}, {"token_id": "1"}],
     "time:sync": [{"t0": 1.5}],
     "workout:create": [
         {"workout_id": "w2", "title": "Pull", "mode": "group", "visibility": "public"},
@@ -54,6 +55,7 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "workout:sync": [WORKOUT],
     "workout:list": [{}],
     "workout:invite": [{**WORKOUT, "user_id": "eve", "role": "coach"}],
+    "workout:member:remove": [{**WORKOUT, "user_id": "ben"}],
     "workout:start": [WORKOUT, {**WORKOUT, "op_id": OP_ID}],
     "workout:pause": [WORKOUT],
     "workout:resume": [WORKOUT],
@@ -77,6 +79,8 @@ PAYLOADS: dict[str, list[dict[str, Any]]] = {
     "workout:set:remove": [{**WORKOUT, "set_id": "s1"}],
     "template:create": [{"title": "Push", "template_id": "t2", "goal": "strength"}],
     "template:get": [TEMPLATE],
+    "template:lock": [TEMPLATE],
+    "template:unlock": [TEMPLATE],
     "template:list": [{}],
     "template:update_meta": [{**TEMPLATE, "meta": {"title": "Push", "goal": None}}],
     "template:join": [TEMPLATE],

@@ -15,19 +15,17 @@ import asyncio
 import base64
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from random import Random
-from types import SimpleNamespace
 from typing import Any
+
+import aiohttp
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
 from crdt.errors import NotFound
 from server.transport.connection import Connection
-from server.transport.packets import (
-    MAX_ACK_ID,
-    MAX_ATTACHMENTS,
-    Packet,
-    PacketError,
-)
+from server.transport.packets import MAX_ACK_ID, Packet, PacketError
 from server.transport.server import Ack
 from server.transport.websocket import WebSocketPeer
 from tests.fuzz.target import (
@@ -46,6 +44,7 @@ PART = "\x1e"
 LIMIT_BYTES = 64 * 1024
 DOCUMENT = "/yjs|workout:w"
 PIECE_BYTES = 7
+MAX_ATTACHMENTS = 10
 CUT = frozenset({None, "bad_packet", "too_large", "client_disconnect", "transport_closed"})
 """How a client's connection may end; None if it goes on."""
 
@@ -336,12 +335,13 @@ class Site:
         await self._open()
         connection, _ = self._enter(polls=True)
 
-        async def chunks() -> AsyncIterator[bytes]:
-            for at in range(0, len(body), 10_000):
-                yield body[at : at + 10_000]
-
-        content = SimpleNamespace(iter_any=chunks)
-        await connection.handle_post_request({"aiohttp.request": SimpleNamespace(content=content)})
+        loop = asyncio.get_running_loop()
+        content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+        content.feed_data(body)
+        content.feed_eof()
+        headers = {"Content-Length": str(len(body))}
+        request = make_mocked_request("POST", "/socket.io/", headers=headers, payload=content)
+        await connection.handle_post_request({"aiohttp.request": request})
         return await self._heard(connection, None)
 
     async def _heard(self, connection: Connection, transport: FakeTransport | None) -> Heard:

@@ -69,7 +69,7 @@ def test_what_once_broke_something_does_so_no_more(path: Path) -> None:
 
 
 def test_every_event_of_the_registry_is_fuzzed() -> None:
-    assert intents.PAYLOADS.keys() == REGISTRY.intents.keys()
+    assert REGISTRY.intents.keys() <= intents.PAYLOADS.keys()
 
 
 def test_no_client_is_told_of_an_internal_error() -> None:
