@@ -17,11 +17,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
 from crdt.errors import NotFound
 from server.transport.connection import Connection
@@ -339,7 +339,8 @@ class Site:
         content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
         content.feed_data(body)
         content.feed_eof()
-        request = SimpleNamespace(content=content, content_length=len(body))
+        headers = {"Content-Length": str(len(body))}
+        request = make_mocked_request("POST", "/socket.io/", headers=headers, payload=content)
         await connection.handle_post_request({"aiohttp.request": request})
         return await self._heard(connection, None)
 
