@@ -43,7 +43,8 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    for noisy in ("engineio", "socketio", "aiohttp.access"):
+    # These two would get a level, and a handler that writes plain text, if they had no level yet.
+    for noisy in ("engineio", "engineio.server", "socketio", "socketio.server", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
