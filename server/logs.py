@@ -11,6 +11,8 @@ import sys
 from typing import Any
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from server.settings import Settings
 
@@ -46,8 +48,17 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    for noisy in ("engineio", "socketio", "aiohttp.access"):
+    # These two would get a level, and a handler that writes plain text, if they had no level yet.
+    for noisy in ("engineio", "engineio.server", "socketio", "socketio.server", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a failure may be one of ours. A request that cannot be read is its client's, who is
+    told so; aiohttp logs it with a trace all the same."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | RequestPayloadError)
 
 
 def _take_extra(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
