@@ -156,7 +156,7 @@ class MongoStore:
     async def _connect(self) -> None:
         with pymongo.timeout(self._start_timeout_s):
             hello = await self._client.admin.command("hello")
-        if hello.get("setName") or hello.get("msg") == "isdbgrid":
+        if is_replicated(hello):
             # What a majority has not got yet can be lost when another server becomes the primary.
             # A room that had read such a record would go on after a gap.
             self._db = self._db.with_options(read_concern=ReadConcern("majority"))
@@ -577,6 +577,11 @@ class _Locks:
                 lock = self._locks.setdefault(name, asyncio.Lock())
                 await held.enter_async_context(lock)
             yield
+
+
+def is_replicated(hello: Mapping[str, Any]) -> bool:
+    """Whether the server that said this is of a replica set, or stands before some."""
+    return "setName" in hello or hello.get("msg") == "isdbgrid"
 
 
 def explain(exc: PyMongoError) -> str:

@@ -119,8 +119,8 @@ async def database_at(uri: str) -> AsyncIterator[str]:
 class Proxy:
     """A TCP proxy in front of a server: it can hold what passes, or cut it off."""
 
-    def __init__(self, port: int) -> None:
-        self._target_port = port
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
         self._open = asyncio.Event()
         self._open.set()
         self._server: asyncio.Server | None = None
@@ -163,7 +163,7 @@ class Proxy:
         if self.is_cut:
             writer.transport.abort()
             return
-        there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
+        there, back = await asyncio.open_connection(*self._target)
         self._writers |= {writer, back}
         for source, sink in ((reader, back), (there, writer)):
             pipe = asyncio.create_task(self._pass_on(source, sink))
