@@ -46,7 +46,7 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    for noisy in ("engineio", "socketio", "aiohttp.access"):
+    for noisy in ("engineio", "socketio", "aiohttp.access", "pymongo"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 

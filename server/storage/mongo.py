@@ -169,7 +169,7 @@ class MongoStore:
 
     def _why_not(self, exc: PyMongoError, after_s: float) -> str:
         servers = self._client.topology_description.server_descriptions()
-        where = ", ".join(sorted(f"{host}:{port}" for host, port in servers)) or "MONGODB_URI"
+        where = ", ".join(sorted(f"{host}:{port}" if port else host for host, port in servers))
         if isinstance(exc, ServerSelectionTimeoutError) or exc.timeout:
             return (
                 f"MongoDB at {where} has not answered within {after_s:.1f} s:"

@@ -62,8 +62,11 @@ sys.exit(main([]))
 
 
 @asynccontextmanager
-async def serving(folder: Path, uri: str, **settings: Any) -> AsyncIterator[ServerProcess]:
-    server = ServerProcess(folder, {"JWT_SECRET": SECRET, "MONGODB_URI": uri}, **settings)
+async def serving(
+    folder: Path, uri: str, *, log_level: str = "WARNING", **options: Any
+) -> AsyncIterator[ServerProcess]:
+    env = {"JWT_SECRET": SECRET, "MONGODB_URI": uri, "LOG_LEVEL": log_level}
+    server = ServerProcess(folder, env, **options)
     try:
         yield await server.start()
     finally:
@@ -134,6 +137,18 @@ async def test_a_server_on_mongodb_keeps_nothing_else(tmp_path: Path, mongo_uri:
             async with connected(DocumentClient(server.url, ids.workout("w"), token())) as laptop:
                 assert laptop.content()["meta"]["title"] == "Leg day"
         assert await server.terminate() == 0
+
+
+async def test_the_log_shows_nothing_of_what_is_stored(tmp_path: Path, mongo_uri: str) -> None:
+    with open(tmp_path / "log", "w+b") as log:
+        async with serving(tmp_path, mongo_uri, log_level="DEBUG", stderr=log) as server:
+            async with phone(server) as ana:
+                await ana.do("workout:create", {"workout_id": "w", "title": "Leg day"})
+            assert await server.terminate() == 0
+        log.seek(0)
+        text = log.read()
+    assert text
+    assert b"Leg day" not in text
 
 
 async def test_a_training_export_plays_on_mongodb(
