@@ -16,7 +16,7 @@ from typing import Any
 
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
-from crdt.errors import Conflict, NotFound, RoomFull, Unavailable
+from crdt.errors import Conflict, NotFound, RoomFull, TooLarge, Unavailable
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import Answer, Author, Clock, Outlet, Store, Stored
@@ -26,6 +26,9 @@ from crdt.room import Batch, Change, Room
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
+
+_TOLD = (Conflict, TooLarge, Unavailable)
+"""What a store may answer to an append; anything else is a fault."""
 
 
 class RoomHub:
@@ -367,7 +370,7 @@ class RoomHub:
 
     def _drop(self, live: LiveRoom, cause: BaseException) -> None:
         """Forget a room whose append failed. Those who are in it join the one read anew."""
-        if not isinstance(cause, Conflict | Unavailable):
+        if not isinstance(cause, _TOLD):
             log.error("append failed", exc_info=cause, extra={"document": str(live.name)})
         live.append = None
         waiters, live.waiters = live.waiters, []
@@ -375,7 +378,7 @@ class RoomHub:
             del self._rooms[live.name]
         error = (
             cause
-            if isinstance(cause, Conflict | Unavailable)
+            if isinstance(cause, _TOLD)
             else Unavailable("the change could not be stored", retry_after_ms=1_000)
         )
         for waiter in waiters:

@@ -139,6 +139,7 @@ class Store(Protocol):
 
         Raises:
             Conflict: `creates` is set and the document exists.
+            TooLarge: it is more than the store can keep as one.
         """
 
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:

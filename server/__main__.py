@@ -18,10 +18,10 @@ from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
-from server.storage.sqlite import StorageError
+from server.storage.port import StorageError
 
 EXIT_UNUSABLE = 2
-"""The exit code for a configuration or a data folder that the server cannot run with."""
+"""The exit code for a configuration or a store that the server cannot run with."""
 
 EXIT_INTERRUPTED = 130
 """The exit code of a replay that was stopped by Ctrl-C, as shells have it."""
@@ -166,7 +166,8 @@ def _tune_interpreter() -> None:
 def _greet(settings: Settings, auth: Authenticator, port: int) -> None:
     """Tell a newcomer where the server is, and give them what they need to get in."""
     lines = [f"RepSync serves http://{settings.host}:{port}"]
-    lines.append(f"  data in      {settings.data_dir.resolve()}")
+    place = "MongoDB (MONGODB_URI)" if settings.mongodb_uri else settings.data_dir.resolve()
+    lines.append(f"  data in      {place}")
     if settings.is_loopback and auth.can_sign and settings.jwt_secret is None:
         for user_id, name, role, use in (
             ("lifter", "Lifter", "user", "a lifter"),

@@ -22,7 +22,8 @@ from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
-from server.storage.sqlite import SqliteStore, StorageError
+from server.storage.port import ServerStore, StorageError
+from server.storage.sqlite import SqliteStore
 from server.streams import StreamHub
 from server.transport.server import SocketServer
 
@@ -39,7 +40,7 @@ class Parts:
     """What a running server is made of."""
 
     auth: Authenticator
-    store: SqliteStore
+    store: ServerStore
     hub: RoomHub
     gateway: Gateway
     sockets: SocketServer
@@ -51,13 +52,13 @@ PARTS = web.AppKey("parts", Parts)
 
 
 def create_app(settings: Settings) -> web.Application:
-    """Put an embedded server together. Nothing is started before the application is.
+    """Put a server together. Nothing is started before the application is.
 
     Raises:
         SettingsError, StorageError: it cannot be started like this.
     """
     auth = Authenticator.from_settings(settings)
-    store = SqliteStore(settings.data_dir)
+    store = _store(settings)
     clock, metrics = WallClock(), Metrics()
     gateway = Gateway(settings, auth, REGISTRY, metrics, instance=uuid4().hex[:8])
     sockets = SocketServer(
@@ -102,10 +103,28 @@ def create_app(settings: Settings) -> web.Application:
     app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
-    app.cleanup_ctx.extend((_authenticating, _probing))
+    app.cleanup_ctx.extend((_storing, _authenticating, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
     return app
+
+
+def _store(settings: Settings) -> ServerStore:
+    if settings.mongodb_uri is None:
+        return SqliteStore(settings.data_dir)
+    from server.storage.mongo import MongoStore  # an embedded server does without the driver
+
+    return MongoStore(settings.mongodb_uri.get_secret_value())
+
+
+async def _storing(app: web.Application) -> AsyncIterator[None]:
+    store = app[PARTS].store
+    try:
+        await store.open()
+    except BaseException:
+        await store.close()
+        raise
+    yield
 
 
 async def _authenticating(app: web.Application) -> AsyncIterator[None]:
@@ -149,7 +168,7 @@ def _watch(
     sockets: SocketServer,
     gateway: Gateway,
     hub: RoomHub,
-    store: SqliteStore,
+    store: ServerStore,
     streams: StreamHub,
     health: Health,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from crdt.errors import RepSyncError
 from server.jwks import JwksClient
-from server.storage.sqlite import SqliteStore
+from server.storage.port import ServerStore
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Health:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: ServerStore,
         counts: Callable[[], dict[str, int]],
         key_set: JwksClient | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Health:
 
     def report(self) -> dict[str, Any]:
         """The health object of the wire contract."""
-        store: dict[str, Any] = {"kind": "sqlite", "state": "healthy"}
+        store: dict[str, Any] = {"kind": self._store.kind, "state": "healthy"}
         if self._store_seconds is not None:
             store["latency_ms"] = round(self._store_seconds * 1_000, 3)
             if self._store_seconds > SLOW_STORE_S:

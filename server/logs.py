@@ -48,10 +48,16 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    # These two would get a level, and a handler that writes plain text, if they had no level yet.
-    for noisy in ("engineio", "engineio.server", "socketio", "socketio.server", "aiohttp.access"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+_NOISY = (
+    # These would get a level, and a handler that writes plain text, if they had no level yet.
+    *("engineio.server", "socketio.server"),
+    *("engineio", "socketio", "aiohttp.access", "pymongo"),
+)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

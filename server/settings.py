@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIN_SECRET_BYTES = 32
 MAX_REVOCATION_S = 100 * 365 * 86_400
+MAX_MONGODB_DOCUMENT_BYTES = 12 * 1024 * 1024
+"""MongoDB's own limit is 16 MiB: the rest is for what goes into a log record beside the update."""
 KEY_SETTINGS = ("jwt_secret", "jwt_public_key", "jwt_jwks_url")
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
@@ -44,9 +46,8 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "console", "json"] = "auto"
 
-    # Named in the contract, not served by this version.
-    redis_url: str | None = None
-    mongodb_uri: str | None = None
+    mongodb_uri: SecretStr | None = None
+    redis_url: str | None = None  # named in the contract, not served by this version
 
     room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     compact_after: Annotated[int, Field(ge=1)] = 500
@@ -132,12 +133,13 @@ class Settings(BaseSettings):
 
     def check(self) -> None:
         """Raises SettingsError where two settings contradict each other, or one lacks another."""
-        for name in ("redis_url", "mongodb_uri"):
-            if getattr(self, name):
-                raise SettingsError(
-                    f"{name.upper()} is set, but this version has only the embedded mode:"
-                    " one process and SQLite"
-                )
+        if self.redis_url:
+            raise SettingsError(
+                "REDIS_URL is set, but this version runs as one process only, with its log in"
+                " SQLite or, by MONGODB_URI, in MongoDB"
+            )
+        if self.mongodb_uri is not None:
+            self._check_mongodb(self.mongodb_uri.get_secret_value())
         keys = [name.upper() for name in KEY_SETTINGS if getattr(self, name)]
         if len(keys) > 1:
             raise SettingsError(
@@ -152,6 +154,16 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"HOST is {self.host}, which others can reach, and no key is configured:"
                 " set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL, or bind to 127.0.0.1"
+            )
+
+    def _check_mongodb(self, uri: str) -> None:
+        if not uri.startswith(("mongodb://", "mongodb+srv://")):
+            raise SettingsError("MONGODB_URI must begin with mongodb:// or mongodb+srv://")
+        if self.max_document_bytes > MAX_MONGODB_DOCUMENT_BYTES:
+            raise SettingsError(
+                f"MAX_DOCUMENT_BYTES is {self.max_document_bytes}; with MONGODB_URI it may be"
+                f" {MAX_MONGODB_DOCUMENT_BYTES}, or a change could be larger than one record of"
+                " MongoDB's"
             )
 
     @property

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import mongo_servers
+from tests.helpers.mongo_servers import MongoProcess
 from tests.helpers.servers import RunningServer, running_server
+
+mongo_servers.take_from_environment()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"MongoDB: {mongo_servers.described()}")
 
 
 @pytest.fixture
@@ -15,3 +23,31 @@ async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
     """An embedded server in this process, with its data in a temporary folder."""
     async with running_server(tmp_path / "data") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a MongoDB for all tests of this process."""
+    if given := mongo_servers.given_uri():
+        yield given
+        return
+    mongo_servers.demand_nx()
+    process = MongoProcess(tmp_path_factory.mktemp("mongo")).start()
+    yield process.uri
+    process.kill()
+
+
+@pytest.fixture
+async def mongo_uri(mongo_server: str) -> AsyncIterator[str]:
+    """The URI of an empty database."""
+    async with mongo_servers.database_at(mongo_server) as uri:
+        yield uri
+
+
+@pytest.fixture
+def mongo_process(tmp_path: Path) -> Iterator[MongoProcess]:
+    """A MongoDB of the test's own, to be killed and started again."""
+    mongo_servers.demand_nx()
+    process = MongoProcess(tmp_path / "mongo").start()
+    yield process
+    process.kill()

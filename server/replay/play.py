@@ -165,6 +165,7 @@ async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[st
             update={
                 "host": "127.0.0.1",
                 "data_dir": Path(folder),
+                "mongodb_uri": None,
                 **dict.fromkeys(KEY_SETTINGS),
             }
         )

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
 from crdt.revocations import Revocation
 from server.storage import jobs
+from server.storage.port import ANSWERS_KEPT_S, StorageError, StoreStats
 
 log = logging.getLogger(__name__)
 
@@ -37,28 +37,14 @@ T = TypeVar("T")
 SCHEMA = ("schema.sql", "schema_2.sql")
 """What makes each version of the schema of the one before; the first one makes it of nothing."""
 SCHEMA_VERSION = len(SCHEMA)
-ANSWERS_KEPT_S = 7 * 86_400
 BUSY_GROUP = 8
 WIDEST_WINDOW = 8
-
-
-class StorageError(Exception):
-    """The data folder cannot be used; the text says what to do about it."""
-
-
-@dataclass(slots=True)
-class StoreStats:
-    """Counted since the start; read by the metrics."""
-
-    appends: int = 0
-    commits: int = 0
-    commit_seconds: float = 0.0
-    failures: int = 0
 
 
 class SqliteStore:
     """A `Store` in `folder`/repsync.db, which one process at a time may have open."""
 
+    kind = "sqlite"
     durability: Durability = "disk"
 
     def __init__(self, folder: Path, *, commit_window_s: float = 0.003) -> None:
@@ -103,6 +89,9 @@ class SqliteStore:
         self._known = jobs.Known()  # the writer thread's own
         self._writer = threading.Thread(target=self._write_groups, name="sqlite-write", daemon=True)
         self._writer.start()
+
+    async def open(self) -> None:
+        """Nothing is left to do: the folder is locked and the file is open."""
 
     async def close(self) -> None:
         """Finish what was asked for, and let go of the folder."""

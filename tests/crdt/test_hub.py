@@ -10,7 +10,7 @@ import pytest
 
 from crdt import ids
 from crdt.access import Right
-from crdt.errors import Conflict, Forbidden, NotFound, Unavailable
+from crdt.errors import Conflict, Forbidden, NotFound, TooLarge, Unavailable
 from crdt.ids import ConnectionId
 from crdt.ports import Stored
 from crdt.replica import Put
@@ -352,6 +352,13 @@ async def test_all_who_waited_for_a_failed_append_are_told_to_try_again(
     gate.set()
     assert await fails(first)
     assert await fails(second)
+
+
+async def test_who_waited_for_a_record_that_is_too_large_is_told_so(bench: Bench) -> None:
+    bench.store.fail("append", TooLarge("the log record", 17, 16))
+    with pytest.raises(TooLarge):
+        await bench.edit(TITLE)
+    assert (await bench.edit(TITLE))["seq"] == 2
 
 
 async def test_after_a_failed_append_the_room_is_read_from_the_log(bench: Bench) -> None:

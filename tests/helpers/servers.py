@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,7 @@ class ServerProcess:
     greeting: list[str] = field(default_factory=list)
     stderr: IO[bytes] | None = None
     """Where its log goes; None for where ours goes."""
+    program: Sequence[str] = ("-m", "server")
 
     @property
     def url(self) -> str:
@@ -89,8 +90,7 @@ class ServerProcess:
         """Start it and wait until it serves; a second start uses the port of the first."""
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "server",
+            *self.program,
             cwd=ROOT,
             env={
                 **clean_env(),

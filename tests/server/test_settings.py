@@ -204,7 +204,7 @@ def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_ROOMS_PER_CONNECTION", "0"),
         ("HTTP_HEAD_TIMEOUT_S", "0"),
         ("REDIS_URL", "redis://127.0.0.1"),
-        ("MONGODB_URI", "mongodb://127.0.0.1"),
+        ("MONGODB_URI", "http://127.0.0.1"),
         ("JWT_JWKS_LIFETIME_S", "0"),
         ("JWT_JWKS_LIFETIME_S", "inf"),
         ("JWT_JWKS_STALE_S", "-1"),
@@ -227,7 +227,7 @@ def test_what_cannot_be_served_is_refused_by_its_name(
         {"JWT_SECRET": "hunter2" * 6, "JWT_PUBLIC_KEY": "hunter2"},
         {"JWT_SECRET": "hunter2" * 6, "PORT": "x"},
         {"REDIS_URL": "redis://:hunter2@host"},
-        {"MONGODB_URI": "mongodb://user:hunter2@host"},
+        {"MONGODB_URI": "http://user:hunter2@host"},
     ],
 )
 def test_no_refusal_gives_a_secret_away(
@@ -239,9 +239,18 @@ def test_no_refusal_gives_a_secret_away(
 
 
 def test_the_settings_do_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settings_of(monkeypatch, JWT_SECRET=SECRET)
-    assert SECRET not in repr(settings)
-    assert SECRET not in str(settings)
+    uri = "mongodb://user:hunter2@host/training"
+    settings = settings_of(monkeypatch, JWT_SECRET=SECRET, MONGODB_URI=uri)
+    for shown in (repr(settings), str(settings)):
+        assert SECRET not in shown
+        assert "hunter2" not in shown
+
+
+def test_a_document_is_no_larger_than_what_mongodb_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = {"MAX_DOCUMENT_BYTES": str(12 * 1024 * 1024 + 1)}
+    assert settings_of(monkeypatch, **most).mongodb_uri is None
+    with pytest.raises(SettingsError, match="MAX_DOCUMENT_BYTES"):
+        settings_of(monkeypatch, MONGODB_URI="mongodb://host", **most)
 
 
 def test_the_secret_of_a_folder_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

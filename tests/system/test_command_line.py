@@ -389,7 +389,18 @@ HALVES: dict[str, tuple[dict[str, str], str]] = {
     "a level that there is not": ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
     "a format that there is not": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
     "Redis": ({"REDIS_URL": "redis://:hunter2@127.0.0.1"}, "REDIS_URL"),
-    "MongoDB": ({"MONGODB_URI": "mongodb://u:hunter2@127.0.0.1"}, "MONGODB_URI"),
+    "a MongoDB that is something else": (
+        {"MONGODB_URI": "https://u:hunter2@127.0.0.1"},
+        "MONGODB_URI",
+    ),
+    "a MongoDB whose password was not encoded": (
+        {"MONGODB_URI": "mongodb://u:hunter2/@127.0.0.1"},
+        "MONGODB_URI",
+    ),
+    "a MongoDB that is not there": (
+        {"MONGODB_URI": "mongodb://u:hunter2@127.0.0.1:1/?serverSelectionTimeoutMS=300"},
+        "MONGODB_URI",
+    ),
     "a key set beside a secret": (
         {"JWT_JWKS_URL": "https://host.example/jwks", "JWT_SECRET": SECRET},
         "JWT_JWKS_URL",

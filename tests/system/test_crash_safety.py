@@ -52,11 +52,12 @@ def chosen_seed() -> int:
 class World:
     """A server that dies now and then, and what its clients need to know of that."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, durability: str = "disk", **env: str) -> None:
         self.random = random.Random(seed)
+        self.durability = durability
         self.data = folder / "data"
         self.server = ServerProcess(
-            self.data, {"JWT_SECRET": SECRET, "MAX_EXERCISES_PER_DOCUMENT": "10000"}
+            self.data, {"JWT_SECRET": SECRET, "MAX_EXERCISES_PER_DOCUMENT": "10000", **env}
         )
         self.auth = Authenticator(GivenKey.secret(SECRET))
         self.life = 0
@@ -202,7 +203,7 @@ class Phone(Device):
         self.world.sent += 1
         answer = await self.client.ask(op.event, op.data)
         assert answer["ok"], (op, answer)
-        assert answer["durability"] == "disk"
+        assert answer["durability"] == self.world.durability
         op.answer = answer
         self.note(op, answer)
 
@@ -495,22 +496,7 @@ async def test_what_was_acked_survives_kills_and_nothing_happens_twice(tmp_path:
         await live_through(world, devices, lives, book.read)
         assert world.life == kills + 1
 
-        async with (
-            connected(EventClient(world.url, world.token("ana"))) as reader,
-            connected(DocumentClient(world.url, WORKOUT, world.token("ana"))) as workout,
-            connected(DocumentClient(world.url, TEMPLATE, world.token("ana"))) as template,
-        ):
-            synced = (await reader.do("workout:sync", {"workout_id": WORKOUT.id}))["workout"]
-            got = (await reader.do("template:get", {"template_id": TEMPLATE.id}))["template"]
-            await check_replicas(laptops, {WORKOUT: workout, TEMPLATE: template})
-            check_snapshots(synced, got, workout.content(), template.content())
-            check_phones(phones, synced)
-            check_laptops(laptops, workout.content(), template.content())
-            for phone in phones:
-                await check_answers(phone)
-            again = (await reader.do("workout:sync", {"workout_id": WORKOUT.id}))["workout"]
-            assert again["version"] == synced["version"], "a repeated operation wrote something"
-            assert again["sets"] == synced["sets"]
+        await check_world(world, phones, laptops)
         for device in devices:
             await device.close()
         assert await world.server.terminate() == 0
@@ -521,6 +507,26 @@ async def test_what_was_acked_survives_kills_and_nothing_happens_twice(tmp_path:
         for device in devices:
             await device.close()
         await world.server.stop()
+
+
+async def check_world(world: World, phones: list[Phone], laptops: list[Any]) -> None:
+    """What the last server shows is what the clients know of."""
+    async with (
+        connected(EventClient(world.url, world.token("ana"))) as reader,
+        connected(DocumentClient(world.url, WORKOUT, world.token("ana"))) as workout,
+        connected(DocumentClient(world.url, TEMPLATE, world.token("ana"))) as template,
+    ):
+        synced = (await reader.do("workout:sync", {"workout_id": WORKOUT.id}))["workout"]
+        got = (await reader.do("template:get", {"template_id": TEMPLATE.id}))["template"]
+        await check_replicas(laptops, {WORKOUT: workout, TEMPLATE: template})
+        check_snapshots(synced, got, workout.content(), template.content())
+        check_phones(phones, synced)
+        check_laptops(laptops, workout.content(), template.content())
+        for phone in phones:
+            await check_answers(phone)
+        again = (await reader.do("workout:sync", {"workout_id": WORKOUT.id}))["workout"]
+        assert again["version"] == synced["version"], "a repeated operation wrote something"
+        assert again["sets"] == synced["sets"]
 
 
 async def check_replicas(laptops: list[Any], fresh: dict[DocName, DocumentClient]) -> None:
@@ -573,7 +579,7 @@ def check_phones(phones: list[Phone], synced: dict[str, Any]) -> None:
         acked += sum(op.answer is not None for op in phone.ops)
         abandoned += sum(op.is_abandoned for op in phone.ops)
         assert all((op.answer is not None) != op.is_abandoned for op in phone.ops)
-    assert acked > 50
+    assert acked > 20
     assert abandoned > 0
 
 

@@ -1,0 +1,628 @@
+"""The store in MongoDB: one record in the log is the commit point of everything.
+
+**What is atomic.** An append is one insert into `log`. Its record carries all that must not come
+apart: the update, who made it, the answers kept by `op_id`, members, scores, the records that were
+won, client IDs, removed exercises, the summary (`mongo_log`). The insert is acknowledged by a
+majority of the replica set's journals. `(doc, pos)` is unique, so of two writers who have read the
+same log one alone can go on; the other gets `Unavailable` and its room is read again. A snapshot
+becomes valid by one conditional update of its document's row; a claim, a revocation are one write.
+No transactions over several documents are used: a single MongoDB server has none.
+
+**What is repaired.** Lists, members, scores and awards are read from collections of their own,
+which are made of the records right after their insert and before the append returns
+(`mongo_projection`). A crash or an outage between the two leaves a record marked as `pending`.
+It is projected when its document is opened or written next, before any list or record book is read
+(if it was this process that failed), at the next start, and by a sweep every ten seconds. Nobody
+appends to a document before its last record has been projected, so only the last one can lack it.
+Projecting is repeatable: rows carry the position that they are of, and never go back.
+
+**Kept beside the snapshot.** Records that a snapshot covers lose their bodies at once, and stay for
+a week as who did what, with the answers. That they stay is also what makes a writer fail that slept
+through a compaction: its position is taken still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+from weakref import WeakValueDictionary
+
+import bson
+import pymongo
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+
+from crdt.access import Member
+from crdt.errors import Conflict, NotFound, TooLarge, Unavailable
+from crdt.ids import DocKind, DocName, UserId
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.records import Award
+from crdt.revocations import Revocation
+from server.storage import mongo_log, mongo_projection, mongo_records, mongo_schema
+from server.storage.mongo_log import Head, Record, key
+from server.storage.port import ANSWERS_KEPT_S, StorageError, StoreStats
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DATABASE = "repsync"
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+SNAPSHOT_PART_BYTES = 8 * 1024 * 1024
+
+DEFAULT_TIMEOUT_S = 5.0
+DEFAULTS: dict[str, Any] = {
+    "timeoutMS": int(DEFAULT_TIMEOUT_S * 1_000),
+    "maxPoolSize": 64,
+    "appname": "repsync",
+}
+"""Unless the URI says otherwise; `timeoutMS` is the time for one append or read, in all."""
+DURABLE: dict[str, Any] = {
+    "w": "majority",
+    "journal": True,
+    "retryWrites": True,
+    "readPreference": "primary",
+}
+"""Whatever the URI says."""
+
+START_TIMEOUT_S = 15.0
+PROBE_TIMEOUT_S = 1.5
+TICK_S = 0.5
+SWEEP_EVERY_S = 10.0
+PURGE_EVERY_S = 3_600.0
+
+MAX_KNOWN = 100_000
+HEAD_TRUSTED_S = 86_400.0
+"""Much shorter than stripped records stay: a head that is older might not meet a taken position."""
+LOAD_ATTEMPTS = 5
+CHUNK = 10_000
+
+
+class _Known(NamedTuple):
+    head: Head
+    at_s: float  # monotonic
+
+
+class _Moved(Exception):
+    """A snapshot took the place of records while these were being read."""
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+
+
+class MongoStore:
+    """A `Store` in one database of MongoDB, named by the URI's path, else `repsync`."""
+
+    kind = "mongodb"
+    # Not `disk`, which says that this machine has it: the log is elsewhere, on as many disks as
+    # make a majority there, and whoever reads it finds the change.
+    durability: Durability = "cluster"
+
+    def __init__(self, uri: str, *, start_timeout_s: float = START_TIMEOUT_S) -> None:
+        """Nothing is connected before `open`.
+
+        Raises:
+            StorageError: the URI is none. The text does not repeat it: it may hold a password.
+        """
+        self.stats = StoreStats()
+        try:
+            given = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
+            defaults = {
+                name: value for name, value in DEFAULTS.items() if name.lower() not in given
+            }
+            self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+                uri, **defaults, **DURABLE
+            )
+            self._db = self._client.get_default_database(DEFAULT_DATABASE)
+        except (PyMongoError, ValueError, TypeError) as exc:
+            raise StorageError(
+                "MONGODB_URI is no connection string of MongoDB's:"
+                " mongodb://[user:password@]host[:port][,...][/database][?options], with"
+                " reserved characters in the user name and the password percent-encoded"
+            ) from exc
+        self._timeout_s = self._client.options.timeout or DEFAULT_TIMEOUT_S
+        self._start_timeout_s = start_timeout_s
+        self._locks = _Locks()
+        self._heads: dict[str, _Known] = {}
+        self._unsettled: set[str] = set()
+        """Documents whose last append failed: their last record may not be projected."""
+        self._settling = asyncio.Lock()
+        self._projected: set[ObjectId] = set()
+        """Records that are still marked as pending, and are not."""
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def open(self) -> None:
+        started = time.monotonic()
+        try:
+            await self._connect()
+        except PyMongoError as exc:
+            raise StorageError(self._why_not(exc, time.monotonic() - started)) from exc
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="MongoDB housekeeping")
+
+    async def _connect(self) -> None:
+        with pymongo.timeout(self._start_timeout_s):
+            hello = await self._client.admin.command("hello")
+        if is_replicated(hello):
+            # What a majority has not got yet can be lost when another server becomes the primary.
+            # A room that had read such a record would go on after a gap.
+            self._db = self._db.with_options(read_concern=ReadConcern("majority"))
+        else:
+            log.warning("MongoDB is a single server: what it acknowledges is on its one disk")
+        self._log = self._db["log"]
+        await mongo_schema.prepare(self._db)
+        await self._sweep({})
+        await self._purge()
+
+    def _why_not(self, exc: PyMongoError, after_s: float) -> str:
+        servers = self._client.topology_description.server_descriptions()
+        where = ", ".join(sorted(f"{host}:{port}" if port else host for host, port in servers))
+        if isinstance(exc, ServerSelectionTimeoutError) or exc.timeout:
+            return (
+                f"MongoDB at {where} has not answered within {after_s:.1f} s:"
+                " start it, or correct MONGODB_URI"
+            )
+        if isinstance(exc, OperationFailure):
+            return (
+                f"MongoDB at {where} refuses to serve the database {self._db.name}:"
+                f" {explain(exc)}; look at the user, the password and the database in"
+                " MONGODB_URI, and at what that user may do"
+            )
+        return f"MongoDB at {where} cannot be used ({explain(exc)}): correct MONGODB_URI"
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeping
+            # What stays marked is projected once more at the next start, and nothing else.
+            with contextlib.suppress(PyMongoError), pymongo.timeout(PROBE_TIMEOUT_S):
+                await self._unmark()
+        await self._client.close()
+
+    # -- appending --------------------------------------------------------------------------
+
+    async def append(self, batch: Append) -> Stored:
+        self.stats.appends += 1
+        doc = str(batch.doc)
+        books = mongo_records.books(batch.entries)
+        async with self._locks.hold(doc, *books):
+            try:
+                with self._telling("written"):
+                    return await self._append(doc, batch)
+            except BaseException:  # cancellation too
+                self._doubt(doc)
+                raise
+
+    async def _append(self, doc: str, batch: Append) -> Stored:
+        await self._settle()
+        if batch.creates:
+            if await self._exists(doc):
+                raise Conflict(f"{doc} exists already")
+            head = Head(0, 0, batch.entries[0].at_ms)
+        else:
+            head = await self._head(doc)
+        by_entry = await mongo_records.judge(self._db, doc, batch.entries)
+        record = mongo_log.make(batch, head, by_entry)
+        data = bson.encode(record)
+        if len(data) > MAX_RECORD_BYTES:
+            raise TooLarge("the log record", len(data), MAX_RECORD_BYTES)
+        started = time.perf_counter()
+        try:
+            await self._log.insert_one(RawBSONDocument(data))
+        except DuplicateKeyError as exc:
+            if batch.creates and await self._exists(doc):
+                raise Conflict(f"{doc} exists already") from exc
+            log.warning("somebody else wrote to a document", extra={"document": doc})
+            raise Unavailable("somebody else wrote to it", retry_after_ms=100) from exc
+        self.stats.commits += 1
+        self.stats.commit_seconds += time.perf_counter() - started
+        await self._project(record)
+        self._remember(doc, Head(record["pos"], record["seq"], head.listed_at))
+        return mongo_log.stored_as(batch, head, by_entry)
+
+    async def _exists(self, doc: str) -> bool:
+        # Its row, or before that is projected its first record.
+        only_id = {"_id": True}
+        return (
+            await self._db["documents"].find_one({"_id": doc}, only_id) is not None
+            or await self._log.find_one({"doc": doc}, only_id) is not None
+        )
+
+    async def _head(self, doc: str) -> Head:
+        """Where the log ends, with all of it projected.
+
+        Raises:
+            NotFound: there is no such document.
+        """
+        known = self._heads.get(doc)
+        if known is not None and time.monotonic() - known.at_s < HEAD_TRUSTED_S:
+            return known.head
+        last = await self._log.find_one({"doc": doc}, {"yjs": False}, sort=[("pos", -1)])
+        if last is not None:
+            await self._catch_up(last)
+        row = await self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
+        if row is None:
+            raise NotFound(f"there is no {doc}")
+        return self._remember(doc, _head_of(row, last))
+
+    def _remember(self, doc: str, head: Head) -> Head:
+        if len(self._heads) >= MAX_KNOWN:
+            self._heads.clear()
+        self._heads[doc] = _Known(head, time.monotonic())
+        return head
+
+    def _doubt(self, doc: str) -> None:
+        self._heads.pop(doc, None)
+        self._unsettled.add(doc)
+
+    # -- projecting -------------------------------------------------------------------------
+
+    async def _project(self, record: Record) -> None:
+        if "pending" in record:
+            await mongo_projection.project(self._db, record)
+            self._projected.add(record["_id"])
+
+    async def _catch_up(self, record: Record) -> None:
+        """Project a record that was read, unless it is known to be."""
+        if record["_id"] not in self._projected:
+            await self._project(record)
+
+    async def _settle(self) -> None:
+        """See to it that nothing is missing where we read beside the log."""
+        if not self._unsettled:
+            return
+        async with self._settling:
+            docs = sorted(self._unsettled)
+            for start in range(0, len(docs), CHUNK):
+                await self._sweep({"doc": {"$in": docs[start : start + CHUNK]}})
+            self._unsettled.difference_update(docs)
+
+    async def _sweep(self, which: Mapping[str, Any]) -> None:
+        """Project all records that are marked as pending."""
+        found = self._log.find({"pending": True, **which}, {"yjs": False}, sort=[("pos", 1)])
+        async for record in found:
+            await self._catch_up(record)
+
+    async def _unmark(self) -> None:
+        done = list(self._projected)
+        for start in range(0, len(done), CHUNK):
+            ids = done[start : start + CHUNK]
+            await self._log.update_many({"_id": {"$in": ids}}, {"$unset": {"pending": ""}})
+        self._projected.difference_update(done)
+
+    async def _purge(self) -> None:
+        """Delete what has been kept for long enough."""
+        now = now_ms()
+        ended = {"expires_ms": {"$lt": now}, "pending": {"$exists": False}}
+        await self._log.delete_many(ended)
+        await self._db["revocations"].delete_many({"until_ms": {"$lte": now}})
+
+    async def _keep_house(self) -> None:
+        swept_at = purged_at = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                with pymongo.timeout(self._timeout_s):
+                    await self._unmark()
+                if time.monotonic() - swept_at > SWEEP_EVERY_S:
+                    swept_at = time.monotonic()
+                    await self._sweep({})
+                if time.monotonic() - purged_at > PURGE_EVERY_S:
+                    purged_at = time.monotonic()
+                    await self._purge()
+            except PyMongoError as exc:
+                log.warning("MongoDB cannot be tidied up", extra={"cause": str(exc)})
+
+    # -- reading ----------------------------------------------------------------------------
+
+    async def load(self, doc: DocName) -> Loaded | None:
+        name = str(doc)
+        async with self._locks.hold(name):
+            for _ in range(LOAD_ATTEMPTS):
+                try:
+                    with self._telling("read"):
+                        return await self._load(name)
+                except _Moved as moved:
+                    seq = moved.seq
+        raise _damaged(name, seq)
+
+    async def _load(self, doc: str) -> Loaded | None:
+        row = await self._db["documents"].find_one({"_id": doc})
+        after = row["snapshot_pos"] if row is not None else 0
+        found = self._log.find({"doc": doc, "pos": {"$gt": after}}, sort=[("pos", 1)])
+        records = await found.to_list()
+        if records:
+            await self._catch_up(records[-1])
+            row = row or await self._db["documents"].find_one({"_id": doc})
+        if row is None:
+            return None
+        updates, seq = [], row["snapshot_seq"]
+        for pos, record in enumerate(records, after + 1):
+            if record["pos"] != pos or "expires_ms" in record:
+                raise _Moved(seq)
+            if "yjs" in record:
+                seq = record["seq"]
+                if not mongo_log.is_intact(record["yjs"], record["crc"]):
+                    raise _damaged(doc, seq)
+                updates.append(record["yjs"])
+        snapshot, members, awards, client_ids, removed = await asyncio.gather(
+            self._snapshot(row), *(self._rows(name, doc) for name in _BESIDE)
+        )
+        self._remember(doc, _head_of(row, records[-1] if records else None))
+        self._unsettled.discard(doc)
+        return Loaded(
+            snapshot,
+            updates,
+            seq,
+            row["snapshot_seq"],
+            _members(members),
+            _awards(awards),
+            {bound["client_id"]: UserId(bound["user_id"]) for bound in client_ids},
+            frozenset(gone["exercise_id"] for gone in removed),
+        )
+
+    async def _rows(self, collection: str, doc: str) -> list[dict[str, Any]]:
+        return await self._db[collection].find({"doc": doc}).to_list()
+
+    async def _snapshot(self, row: Record) -> bytes | None:
+        id_ = row["snapshot_id"]
+        if id_ is None:
+            return None
+        which = {"doc": row["_id"], "snapshot_id": id_}
+        parts = await self._db["snapshots"].find(which, sort=[("part", 1)]).to_list()
+        snapshot = b"".join(part["data"] for part in parts)
+        if not mongo_log.is_intact(snapshot, row["snapshot_crc"]):
+            raise _Moved(row["snapshot_seq"])
+        return snapshot
+
+    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
+        with self._telling("read"):
+            record = await self._log.find_one(
+                {"ops": {"$in": [key(user_id, op_id)]}}, {"entries": True}
+            )
+        return None if record is None else mongo_log.answer_in(record, user_id, op_id)
+
+    async def summaries(
+        self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None
+    ) -> Sequence[tuple[Summary, str]]:
+        if limit < 1:
+            return []  # to MongoDB, no limit at all
+        with self._telling("read"):
+            await self._settle()
+            which: dict[str, Any] = {"user_id": user_id, "kind": kind.value, "role": {"$ne": ""}}
+            if before is not None:
+                row = await self._db["documents"].find_one({"_id": str(before)}, _ROW_OF_LOG)
+                if row is None:
+                    return []
+                listed_at = row["listed_at"]
+                which["$or"] = [
+                    {"listed_at": {"$lt": listed_at}},
+                    {"listed_at": listed_at, "doc": {"$gt": str(before)}},
+                ]
+            order = [("listed_at", -1), ("doc", 1)]
+            members = await self._db["members"].find(which, sort=order, limit=limit).to_list()
+            ids = [member["doc"] for member in members]
+            found = await self._db["documents"].find({"_id": {"$in": ids}}).to_list()
+        rows = {row["_id"]: row for row in found}
+        return [
+            (mongo_log.summary_of(rows[member["doc"]]), member["role"])
+            for member in members
+            if member["doc"] in rows
+        ]
+
+    async def summary(self, doc: DocName) -> Summary | None:
+        with self._telling("read"):
+            await self._settle()
+            row = await self._db["documents"].find_one({"_id": str(doc)})
+        return None if row is None else mongo_log.summary_of(row)
+
+    async def check(self) -> float:
+        started = time.perf_counter()
+        with self._telling("written", timeout_s=PROBE_TIMEOUT_S):
+            await mongo_schema.probe(self._db, now_ms())
+        return time.perf_counter() - started
+
+    # -- other writes -----------------------------------------------------------------------
+
+    async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+        with self._telling("written"):
+            await self._settle()
+            return await self._compact(str(doc), snapshot, upto, base)
+
+    async def _compact(self, doc: str, snapshot: bytes, upto: int, base: int) -> bool:
+        row = await self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
+        if row is None or row["snapshot_seq"] != base:
+            return False
+        # The record that brought this update; those behind it that brought none may be under way.
+        last = await self._log.find_one(
+            {"doc": doc, "pos": {"$gt": row["snapshot_pos"]}, "seq": upto}, sort=[("pos", 1)]
+        )
+        if last is None:
+            return False
+        id_ = str(ObjectId())
+        sizes = range(0, max(len(snapshot), 1), SNAPSHOT_PART_BYTES)
+        await self._db["snapshots"].insert_many(
+            {
+                "doc": doc,
+                "seq": upto,
+                "snapshot_id": id_,
+                "part": part,
+                "data": snapshot[start : start + SNAPSHOT_PART_BYTES],
+            }
+            for part, start in enumerate(sizes)
+        )
+        done = await self._db["documents"].update_one(
+            {"_id": doc, "snapshot_seq": base},
+            {
+                "$set": {
+                    "snapshot_id": id_,
+                    "snapshot_crc": mongo_log.checksum(snapshot),
+                    "snapshot_seq": upto,
+                    "snapshot_pos": last["pos"],
+                }
+            },
+        )
+        if not done.matched_count:
+            await self._db["snapshots"].delete_many({"doc": doc, "snapshot_id": id_})
+            return False
+        try:
+            # Older ones only: who comes next with a snapshot may have begun to write it.
+            await self._db["snapshots"].delete_many({"doc": doc, "seq": {"$lt": upto}})
+            await self._log.update_many(
+                {"doc": doc, "pos": {"$lte": last["pos"]}, "expires_ms": {"$exists": False}},
+                {
+                    "$unset": dict.fromkeys(mongo_log.BODY, ""),
+                    "$set": {"expires_ms": now_ms() + ANSWERS_KEPT_S * 1_000},
+                },
+            )
+        except PyMongoError as exc:  # it stands; the next compaction takes the rest along
+            log.warning("a log was not shortened", extra={"document": doc, "cause": str(exc)})
+        return True
+
+    async def active_workout(self, owner_id: UserId) -> str | None:
+        with self._telling("read"):
+            await self._settle()
+            return await self._claim(owner_id)
+
+    async def _claim(self, owner_id: UserId) -> str | None:
+        row = await self._db["active_workouts"].find_one({"_id": owner_id})
+        return None if row is None else str(row["workout_id"])
+
+    async def claim_active(
+        self, owner_id: UserId, workout_id: str, instead_of: str | None = None
+    ) -> str:
+        claims = self._db["active_workouts"]
+        with self._telling("written"):
+            await self._settle()
+            while True:
+                with contextlib.suppress(DuplicateKeyError):
+                    await claims.insert_one({"_id": owner_id, "workout_id": workout_id})
+                    return workout_id
+                if instead_of is not None:
+                    taken = await claims.update_one(
+                        {"_id": owner_id, "workout_id": instead_of},
+                        {"$set": {"workout_id": workout_id}},
+                    )
+                    if taken.matched_count:
+                        return workout_id
+                holder = await self._claim(owner_id)
+                if holder is not None:  # else it has just ended
+                    return holder
+
+    async def revoke(self, revocation: Revocation, entry: Entry) -> None:
+        expires_ms = now_ms() + ANSWERS_KEPT_S * 1_000
+        record = mongo_log.make_revocation(revocation, entry, expires_ms)
+        try:
+            with self._telling("written"):
+                await self._log.insert_one(record)
+                await self._project(record)
+        except BaseException:
+            self._doubt(record["doc"])
+            raise
+
+    async def revocations(self, now_ms: int) -> Sequence[Revocation]:
+        with self._telling("read"):
+            await self._settle()
+            found = await self._db["revocations"].find({"until_ms": {"$gt": now_ms}}).to_list()
+        return [
+            Revocation(row["kind"], row["id"], row["until_ms"], row["issued_until_ms"])
+            for row in found
+        ]
+
+    # -- failing ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _telling(self, what: str, *, timeout_s: float | None = None) -> Iterator[None]:
+        """A failure of MongoDB's within the block, or taking too long, is `Unavailable`."""
+        if self._is_closed:
+            raise Unavailable("the store is closed")
+        try:
+            with pymongo.timeout(timeout_s or self._timeout_s):
+                yield
+        except PyMongoError as exc:
+            self.stats.failures += 1
+            log.error("the store cannot be %s", what, extra={"cause": str(exc)})
+            cause = StorageError(explain(exc))
+            raise Unavailable(f"the store cannot be {what} now", retry_after_ms=1_000) from cause
+
+
+class _Locks:
+    """One lock for each name that somebody holds or waits for; first come, first served."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, *names: str) -> AsyncIterator[None]:
+        """Hold all of these, taken in this order."""
+        async with AsyncExitStack() as held:
+            for name in names:
+                lock = self._locks.setdefault(name, asyncio.Lock())
+                await held.enter_async_context(lock)
+            yield
+
+
+def is_replicated(hello: Mapping[str, Any]) -> bool:
+    """Whether the server that said this is of a replica set, or stands before some."""
+    return "setName" in hello or hello.get("msg") == "isdbgrid"
+
+
+def explain(exc: PyMongoError) -> str:
+    """Why MongoDB did not do it, without a word of hosts and names: /health shows it to anybody."""
+    if isinstance(exc, ServerSelectionTimeoutError):
+        return "no MongoDB server that takes writes can be reached"
+    if exc.timeout:
+        return "MongoDB did not answer in time"
+    if isinstance(exc, OperationFailure) and not isinstance(exc, BulkWriteError):
+        return f"MongoDB refused it ({(exc.details or {}).get('codeName') or exc.code})"
+    return f"MongoDB failed ({type(exc).__name__})"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+# -- rows -------------------------------------------------------------------------------------
+
+_BESIDE = ("members", "awards", "client_ids", "removed_exercises")
+_ROW_OF_LOG = {"listed_at": True, "snapshot_seq": True, "snapshot_pos": True}
+
+
+def _head_of(row: Record, last: Record | None) -> Head:
+    if last is None:
+        return Head(row["snapshot_pos"], row["snapshot_seq"], row["listed_at"])
+    return Head(last["pos"], last["seq"], row["listed_at"])
+
+
+def _members(rows: Sequence[Record]) -> dict[UserId, Member]:
+    members = map(mongo_log.member_of, rows)
+    return {member.user_id: member for member in members if member.role}
+
+
+def _awards(rows: Sequence[Record]) -> dict[str, dict[str, Award]]:
+    awards: dict[str, dict[str, Award]] = {}
+    for award in map(mongo_log.award_of, rows):
+        awards.setdefault(award.set_id, {})[award.type] = award
+    return awards
+
+
+def _damaged(doc: str, seq: int) -> Unavailable:
+    log.error("a stored record is damaged", extra={"document": doc, "seq": seq})
+    return Unavailable(f"{doc} is damaged in the store at position {seq}")
