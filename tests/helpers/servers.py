@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aiohttp import web
 
@@ -75,6 +75,8 @@ class ServerProcess:
     port: int = 0
     process: asyncio.subprocess.Process | None = None
     greeting: list[str] = field(default_factory=list)
+    stderr: IO[bytes] | None = None
+    """Where its log goes; None for where ours goes."""
 
     @property
     def url(self) -> str:
@@ -95,6 +97,7 @@ class ServerProcess:
                 **self.env,
             },
             stdout=asyncio.subprocess.PIPE,
+            stderr=self.stderr,
         )
         assert self.process.stdout is not None
         async with asyncio.timeout(30):
