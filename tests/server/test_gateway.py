@@ -344,7 +344,7 @@ async def test_a_rejection_names_the_place(server: RunningServer) -> None:
     ana = await server.events("ana")
     await make_workout(ana)
     laptop = await server.document("ana", WORKOUT)
-    await laptop.send(Peer().put("meta", "status", "completed"))
+    await laptop.send(Peer(state=laptop.doc.get_update()).put("meta", "status", "completed"))
     await laptop.until(lambda: bool(laptop.rejections))
     (rejection,) = laptop.rejections
     assert (rejection["code"], rejection["path"]) == ("forbidden", "meta.status")

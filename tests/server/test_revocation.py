@@ -26,12 +26,12 @@ from tests.helpers.servers import RunningServer, ServerProcess, running_server
 SECRET = "a secret of more than thirty-two bytes"
 WORKOUT = ids.workout("w")
 DEADLINE_S = 10.0
+ISSUED_S = int(time.time())
 
 
 def token(user_id: str = "ana", **changes: Any) -> str:
-    """A token issued a moment ago, in the same second as everything else here, most likely."""
-    now = int(time.time())
-    claims = {"sub": user_id, "iat": now, "exp": now + 600, **changes}
+    """A token issued before all that a test revokes."""
+    claims = {"sub": user_id, "iat": ISSUED_S, "exp": ISSUED_S + 3600, **changes}
     return jwt.encode({k: v for k, v in claims.items() if v is not ...}, SECRET)
 
 
