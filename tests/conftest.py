@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import mongo_servers
 from tests.helpers.mongo_servers import MongoProcess
+from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.servers import RunningServer, running_server
 
 mongo_servers.take_from_environment()
@@ -49,5 +50,21 @@ def mongo_process(tmp_path: Path) -> Iterator[MongoProcess]:
     """A MongoDB of the test's own, to be killed and started again."""
     mongo_servers.demand_nx()
     process = MongoProcess(tmp_path / "mongo").start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis for all tests of this process: use keys of your own."""
+    process = RedisProcess(tmp_path_factory.mktemp("redis")).start()
+    yield process.url
+    process.kill()
+
+
+@pytest.fixture
+def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis of the test's own, to be killed, stopped and started again."""
+    process = RedisProcess(tmp_path / "redis").start()
     yield process
     process.kill()
