@@ -3,12 +3,16 @@ go when nobody is there.
 
 An append that fails leaves its outcome unknown, so the room is dropped and read again from the
 log; whoever waited for it is told `unavailable`, and its document members are told to sync anew.
+
+Where other instances write to the same log, what they write comes in (`Inlet`), and who is here is
+told to them, and they tell who is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,10 +20,24 @@ from typing import Any
 
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
+from crdt.elsewhere import Guest
 from crdt.errors import Conflict, NotFound, RoomFull, TooLarge, Unavailable
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
-from crdt.ports import Answer, Author, Clock, Outlet, Store, Stored
+from crdt.ports import (
+    Answer,
+    Author,
+    Awards,
+    Clock,
+    Committed,
+    Foreign,
+    Loaded,
+    Neighbours,
+    Outlet,
+    SharedLog,
+    Store,
+    Stored,
+)
 from crdt.replica import Write
 from crdt.room import Batch, Change, Room
 
@@ -40,6 +58,8 @@ class RoomHub:
         limits: how large a document may become.
         max_room_members: how many may belong to a document, its owner included.
         max_room_connections: how many sockets may be in a document's room, of whatever kind.
+        shared: the store, if other instances write to it too.
+        neighbours: those instances.
     """
 
     def __init__(
@@ -53,8 +73,12 @@ class RoomHub:
         limits: DocumentLimits = DocumentLimits(),  # noqa: B008 - immutable
         max_room_members: int = 500,
         max_room_connections: int = 2_000,
+        shared: SharedLog | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._store = store
+        self._shared = shared
+        self._neighbours = neighbours
         self._outlet = outlet
         self._clock = clock
         self._idle_timeout_s = idle_timeout_s
@@ -69,6 +93,7 @@ class RoomHub:
         self._orphans: dict[DocName, LiveRoom] = {}
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
+        self._kept: Counter[DocName] = Counter()
 
     def __len__(self) -> int:
         return len(self._rooms)
@@ -119,7 +144,7 @@ class RoomHub:
             await asyncio.wait([loading])  # somebody asked for it too early
         if exists or name in self._rooms:
             raise Conflict(f"{name} exists already")
-        live = self._rooms[name] = LiveRoom(name, Room(name, limits=self._limits))
+        live = self._rooms[name] = LiveRoom(name, self._room(name))
         member = Member(owner.user.id, "owner", owner.user.name)
         shown = shown_member(owner.user, "owner", {owner.device["id"]: owner.device})
         # What the snapshot will be is known before the append; only its position is not.
@@ -162,6 +187,8 @@ class RoomHub:
         self.demand_seat(live, connection.id)
         is_first = live.enter(connection)
         self._joined.setdefault(connection.id, set()).add(live.name)
+        if self._neighbours is not None:
+            self._neighbours.joined(live.name, connection.id, connection.user, connection.device)
         self._announce(live, connection.user, "workout:member:joined", changed=is_first)
 
     def demand_seat(self, live: LiveRoom, connection_id: ConnectionId) -> None:
@@ -197,7 +224,10 @@ class RoomHub:
         is_last = live.exit(connection)
         self._announce(live, connection.user, "workout:member:left", changed=is_last)
         self._watch_idle(live)
-        return live.presence.leave(connection_id)
+        awareness = live.presence.leave(connection_id)
+        if self._neighbours is not None:
+            self._neighbours.left(name, connection_id, awareness)
+        return awareness
 
     def joined(self, connection_id: ConnectionId) -> frozenset[DocName]:
         """The rooms that a socket is in."""
@@ -221,6 +251,21 @@ class RoomHub:
         """The room, if it is in memory."""
         return self._rooms.get(name)
 
+    def keep(self, name: DocName) -> None:
+        """See to it that the room stays in memory once it is there, until `unkeep`: somebody
+        watches it from outside. What other instances write is not heard of without it."""
+        self._kept[name] += 1
+
+    def unkeep(self, name: DocName) -> None:
+        self._kept[name] -= 1
+        if not self._kept[name]:
+            del self._kept[name]
+        if (live := self._rooms.get(name)) is not None:
+            self._watch_idle(live)
+
+    def _is_idle(self, live: LiveRoom) -> bool:
+        return live.is_idle and live.name not in self._kept
+
     async def _open(self, name: DocName) -> LiveRoom:
         live = self._rooms.get(name)
         if live is not None:
@@ -237,11 +282,21 @@ class RoomHub:
         loaded = await self._store.load(name)
         if loaded is None:
             raise NotFound(f"there is no {name}")
-        live = self._rooms[name] = LiveRoom(name, Room(name, loaded, self._limits))
+        try:
+            live = self._rooms[name] = LiveRoom(name, self._room(name, loaded))
+        except Exception as exc:
+            # Whatever it is, it must not take anything with it: this document cannot be opened.
+            log.exception("a document cannot be read", extra={"document": str(name)})
+            if self._shared is not None:
+                self._shared.release(name)
+            raise Unavailable(f"{name} is damaged") from exc
         if (orphan := self._orphans.get(name)) is not None:
-            live.presence = orphan.presence
+            live.presence, live.elsewhere = orphan.presence, orphan.elsewhere
         self._watch_idle(live)
         return live
+
+    def _room(self, name: DocName, loaded: Loaded | None = None) -> Room:
+        return Room(name, loaded, self._limits, is_shared=self._shared is not None)
 
     def _announce(self, live: LiveRoom, user: User, event: str, *, changed: bool) -> None:
         if not changed or live.name.kind != "workout":
@@ -352,6 +407,10 @@ class RoomHub:
     def _on_appended(self, live: LiveRoom, batch: Batch, append: asyncio.Future[Stored]) -> None:
         try:
             stored = append.result()
+            if live.incoming:
+                self._take_in_until(live, stored.seq)
+            if live.is_dropped:
+                return  # given up meanwhile; whoever waited has been told that it is not known
             commit = live.room.commit(batch, stored)
         except (Exception, asyncio.CancelledError) as exc:
             self._drop(live, exc)
@@ -359,20 +418,38 @@ class RoomHub:
         self._failures.pop(live.name, None)
         count = len(batch.changes)
         done, live.waiters = live.waiters[:count], live.waiters[count:]
-        try:
-            self._outlet.committed(commit)
-        except Exception:
-            log.exception("a change was not shown", extra={"document": str(live.name)})
+        self._show(commit)
         for index, waiter in enumerate(done):
             if not waiter.done():
                 waiter.set_result(stored.of(index))
-        self._append(live)
+        if live.incoming:
+            behind, live.incoming = live.incoming, []
+            self._take_in(live, behind)
+        if not live.is_dropped:
+            self._append(live)
 
-    def _drop(self, live: LiveRoom, cause: BaseException) -> None:
-        """Forget a room whose append failed. Those who are in it join the one read anew."""
+    def _show(self, commit: Committed) -> None:
+        try:
+            self._outlet.committed(commit)
+        except Exception:
+            log.exception("a change was not shown", extra={"document": str(commit.doc)})
+
+    def _drop(self, live: LiveRoom, cause: BaseException, reason: str = "append_failed") -> None:
+        """Forget a room whose append failed, or that has lost touch with its log. Those who are in
+        it join the one read anew.
+
+        Args:
+            reason: what document members are told.
+        """
+        if live.is_dropped:
+            return
+        live.is_dropped = True
         if not isinstance(cause, _TOLD):
             log.error("append failed", exc_info=cause, extra={"document": str(live.name)})
+        if isinstance(live.append, asyncio.Handle):
+            live.append.cancel()
         live.append = None
+        live.incoming.clear()
         waiters, live.waiters = live.waiters, []
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
@@ -385,16 +462,17 @@ class RoomHub:
             if not waiter.done():
                 waiter.set_exception(error)
                 waiter.exception()  # a Yjs client that asked for no ack has nobody waiting here
-        live.is_dropped = True
         orphan = self._orphans.get(live.name)
         if orphan is not None:  # it is still being moved, and takes these along
             for connection in live.connections.values():
                 orphan.enter(connection)
-        elif live.connections:
+        elif live.connections or live.name in self._kept:
             self._orphans[live.name] = live
-            self._chore(self._rejoin(live))
+            self._chore(self._rejoin(live, reason))
+        elif self._shared is not None:
+            self._shared.release(live.name)
 
-    async def _rejoin(self, dropped: LiveRoom) -> None:
+    async def _rejoin(self, dropped: LiveRoom, reason: str) -> None:
         """Move the sockets of a dropped room into the one read anew, however long that takes."""
         # Members send again what was refused. Were it refused at once for ever, so would this be.
         failures = self._failures[dropped.name] = self._failures.get(dropped.name, 0) + 1
@@ -402,13 +480,14 @@ class RoomHub:
         try:
             if failures > 1:
                 await asyncio.sleep(delay_s)
-            while dropped.connections:
+            while dropped.connections or dropped.name in self._kept:
                 try:
                     async with self.lease(dropped.name) as fresh:
                         for connection in list(dropped.connections.values()):
                             dropped.exit(connection)
                             fresh.enter(connection)
-                    self._outlet.reset(dropped.name, "append_failed")
+                        self._outlet.reset(dropped.name, reason)
+                        self._show(fresh.room.since(dropped.room.view))
                     return
                 except NotFound:
                     return  # it was never created
@@ -420,23 +499,126 @@ class RoomHub:
             if dropped.name not in self._rooms:
                 self._failures.pop(dropped.name, None)
 
+    # -- what comes from other instances -----------------------------------------------------
+
+    def foreign(self, doc: DocName, records: Sequence[Foreign]) -> None:
+        live = self._rooms.get(doc)
+        if live is None:
+            return
+        if isinstance(live.append, asyncio.Future):
+            live.incoming.extend(records)  # before our record or behind it: its position will tell
+        else:
+            self._take_in(live, records)
+
+    def _take_in(self, live: LiveRoom, records: Iterable[Foreign]) -> None:
+        for record in records:
+            try:
+                commit = live.room.receive(record)
+            except Exception as exc:
+                self._drop(live, exc, reason="unreadable_record")
+                return
+            self._show(commit)
+
+    def _take_in_until(self, live: LiveRoom, seq: int) -> None:
+        """What came in while an append was under way and stands before this position."""
+        before = [record for record in live.incoming if record.seq < seq]
+        live.incoming = [record for record in live.incoming if record.seq > seq]
+        self._take_in(live, before)
+
+    def renumbered(self, doc: DocName, seq: int) -> None:
+        live = self._rooms.get(doc)
+        if live is not None:
+            live.room.seq = seq
+
+    def awarded(self, doc: DocName, awards: Awards) -> None:
+        live = self._rooms.get(doc)
+        if live is not None:
+            live.room.award(awards)
+            self._show(Committed(doc, live.room.seq, None, None, (), True, False))
+
+    def outdated(self, doc: DocName, reason: str) -> None:
+        live = self._rooms.get(doc)
+        if live is not None:
+            self._drop(live, Unavailable("the document is being read again"), reason=reason)
+
+    def guest_came(
+        self, doc: DocName, instance: str, connection_id: ConnectionId, guest: Guest
+    ) -> None:
+        """Somebody is in a room on another instance."""
+        live = self._rooms.get(doc)
+        if live is None or connection_id in live.connections:
+            return
+        is_first = not live.has(guest.user.id)
+        live.elsewhere.enter(instance, connection_id, guest)
+        self._announce(live, guest.user, "workout:member:joined", changed=is_first)
+
+    def guest_left(self, doc: DocName, instance: str, connection_id: ConnectionId) -> None:
+        """Somebody has left a room on another instance."""
+        live = self._rooms.get(doc)
+        guest = live.elsewhere.exit(instance, connection_id) if live is not None else None
+        if live is not None and guest is not None:
+            is_last = not live.has(guest.user.id)
+            self._announce(live, guest.user, "workout:member:left", changed=is_last)
+
+    def guest_aware(self, doc: DocName, instance: str, awareness: bytes) -> None:
+        """Somebody on another instance shows something else.
+
+        Raises:
+            Invalid, TooLarge: it is no awareness update, or too much.
+        """
+        live = self._rooms.get(doc)
+        if live is not None and (told := live.presence.hear(instance, awareness)):
+            self._outlet.aware(doc, told)
+
+    def guests_of(self, doc: DocName, instance: str) -> Iterable[ConnectionId]:
+        """Who is known to be in a room on another instance."""
+        live = self._rooms.get(doc)
+        return live.elsewhere.sockets_on(instance) if live is not None else ()
+
+    def instance_left(self, instance: str, doc: DocName | None = None) -> None:
+        """Another instance is gone, or has left one document alone, and all who were there."""
+        rooms = list(self._rooms.values()) if doc is None else [self._rooms.get(doc)]
+        for live in rooms:
+            if live is None:
+                continue
+            for connection_id in live.elsewhere.sockets_on(instance):
+                self.guest_left(live.name, instance, connection_id)
+            if told := live.presence.forget(instance):
+                self._outlet.aware(live.name, told)
+
     # -- letting go -------------------------------------------------------------------------
 
     def _watch_idle(self, live: LiveRoom) -> None:
         if live.idle is not None:
             live.idle.cancel()
             live.idle = None
-        if live.is_idle and self._rooms.get(live.name) is live:
+        if self._is_idle(live) and self._rooms.get(live.name) is live:
             loop = asyncio.get_running_loop()
             live.idle = loop.call_later(self._idle_timeout_s, self._unload, live)
 
     def _unload(self, live: LiveRoom) -> None:
-        if not live.is_idle or not live.room.is_settled:
+        if not self._is_idle(live) or not live.room.is_settled:
+            return
+        if self._shared is not None:
+            self._chore(self._let_go(live))
             return
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
         if live.room.compactable:
             self._chore(self._compact(live.room))
+
+    async def _let_go(self, live: LiveRoom) -> None:
+        """Unload a room whose log is shared, once all of it is where it lasts."""
+        assert self._shared is not None
+        try:
+            await self._shared.persist(live.name)
+        except Unavailable:
+            self._watch_idle(live)
+            return
+        is_still_here = self._rooms.get(live.name) is live
+        if is_still_here and self._is_idle(live) and live.room.is_settled:
+            del self._rooms[live.name]
+            self._shared.release(live.name)
 
     async def _compact(self, room: Room) -> None:
         upto, base = room.seq, room.snapshot_seq
@@ -465,6 +647,9 @@ class RoomHub:
             if futures:
                 await asyncio.wait(futures)
             await asyncio.sleep(0)  # they start, or their outcomes are dealt with
+        if self._shared is not None:
+            for name in self._rooms:
+                self._chore(self._shared.persist(name))
         if self._chores:
             await asyncio.wait(self._chores, timeout=5)
         for live in self._rooms.values():

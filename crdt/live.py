@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Right, User
+from crdt.elsewhere import Elsewhere, Guest
 from crdt.errors import Forbidden
 from crdt.ids import ConnectionId, DocName, UserId
-from crdt.ports import Author, Stored
+from crdt.ports import Author, Foreign, Stored
 from crdt.presence import Presence
 from crdt.room import Room
 
@@ -36,6 +37,7 @@ class LiveRoom:
     name: DocName
     room: Room
     presence: Presence = field(default_factory=Presence)
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
     connections: dict[ConnectionId, Connection] = field(default_factory=dict)
     readers: dict[ConnectionId, None] = field(default_factory=dict)
     """Those of the connections that get the document's updates."""
@@ -48,28 +50,34 @@ class LiveRoom:
     """Who waits for the changes that were admitted, in the order of the changes."""
     append: asyncio.Future[Stored] | asyncio.Handle | None = None
     """The append under way, or the one that starts when this turn of the loop is over."""
+    incoming: list[Foreign] = field(default_factory=list)
+    """What others wrote while an append of ours was under way: before it or behind it."""
     idle: asyncio.TimerHandle | None = None
     is_dropped: bool = False
     """Whether the room was given up after a failed append; who still holds it must ask again."""
 
     def enter(self, connection: Connection) -> bool:
-        """Returns: whether it is the user's first socket here."""
+        """Returns: whether it is the user's first socket, on whatever instance."""
         if connection.id in self.connections:
             return False
+        is_first = not self.has(connection.user.id)
         self.connections[connection.id] = connection
         (self.readers if connection.document else self.listeners)[connection.id] = None
         self.sockets_of[connection.user.id] += 1
-        return self.sockets_of[connection.user.id] == 1
+        return is_first
 
     def exit(self, connection: Connection) -> bool:
-        """Returns: whether it was the user's last socket here."""
+        """Returns: whether it was the user's last socket, on whatever instance."""
         del self.connections[connection.id]
         del (self.readers if connection.document else self.listeners)[connection.id]
         self.sockets_of[connection.user.id] -= 1
         if not self.sockets_of[connection.user.id]:
             del self.sockets_of[connection.user.id]
-            return True
-        return False
+        return not self.has(connection.user.id)
+
+    def has(self, user_id: UserId) -> bool:
+        """Whether a user is in the room, here or on another instance."""
+        return user_id in self.sockets_of or self.elsewhere.has(user_id)
 
     def demand(self, user: User, right: Right) -> None:
         """Raises Forbidden unless the user has this right to the document."""
@@ -78,20 +86,19 @@ class LiveRoom:
 
     def members(self) -> list[dict[str, Any]]:
         """Who belongs to the document, and with which devices they are here now."""
-        devices: dict[UserId, dict[str, dict[str, str]]] = {}
-        for connection in self.connections.values():
-            devices.setdefault(connection.user.id, {})[connection.device["id"]] = connection.device
+        devices: dict[UserId, dict[str, Mapping[str, str]]] = {}
+        visitors: dict[UserId, User] = {}
+        everybody: list[Guest | Connection] = [*self.elsewhere.guests, *self.connections.values()]
+        for here in everybody:
+            devices.setdefault(here.user.id, {})[here.device["id"]] = here.device
+            if here.user.id not in self.room.members:
+                visitors[here.user.id] = here.user
         shown = [
             shown_member(
                 User(member.user_id, member.name), member.role, devices.get(member.user_id, {})
             )
             for member in self.room.members.values()
         ]
-        visitors = {
-            connection.user.id: connection.user
-            for connection in self.connections.values()
-            if connection.user.id not in self.room.members
-        }
         shown += [shown_member(user, "spectator", devices[id_]) for id_, user in visitors.items()]
         return shown
 
@@ -103,7 +110,7 @@ class LiveRoom:
         return not self.connections and not self.leases and not self.waiters
 
 
-def shown_member(user: User, role: str, devices: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+def shown_member(user: User, role: str, devices: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """An entry of a snapshot's `members`: somebody with at least one device here is online."""
     return {
         "user": user.to_wire(),

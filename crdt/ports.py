@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from crdt.access import Member
+from crdt.access import Member, User
 from crdt.events import DomainEvent
 from crdt.ids import ConnectionId, DocKind, DocName, UserId
 from crdt.records import Award, Score
@@ -52,15 +52,17 @@ class Summary:
 
 class Stored(NamedTuple):
     """How an append was stored: its position in the document's log, and the records it won, in
-    all and by each of its entries."""
+    all and by each of its entries. `durability` is None where it is the store's usual one."""
 
     seq: int
     awards: Awards = NO_AWARDS
     by_entry: Sequence[Awards] = ()
+    durability: Durability | None = None
 
     def of(self, index: int) -> Stored:
         """The same for one entry alone."""
-        return Stored(self.seq, self.by_entry[index] if self.by_entry else NO_AWARDS)
+        awards = self.by_entry[index] if self.by_entry else NO_AWARDS
+        return Stored(self.seq, awards, durability=self.durability)
 
 
 class Entry(NamedTuple):
@@ -87,7 +89,9 @@ class Entry(NamedTuple):
 class Append(NamedTuple):
     """One log record: the merged update of all its entries (None if only members changed).
 
-    `summary` is the document's summary if it is another one than before.
+    `summary` is the document's summary if it is another one than before. `status_seen` is set by a
+    change of the document's status: the last position that was known when it was planned. If
+    somebody else's change of the status stands behind that, a store that several share refuses.
     """
 
     doc: DocName
@@ -95,6 +99,20 @@ class Append(NamedTuple):
     entries: Sequence[Entry]
     summary: Summary | None = None
     creates: bool = False
+    status_seen: int | None = None
+
+
+class Foreign(NamedTuple):
+    """A log record that another instance wrote."""
+
+    seq: int
+    update: bytes | None
+    names: Mapping[UserId, str] = MappingProxyType({})
+    """What those who wrote it are called."""
+    members: Sequence[Member] = ()
+    client_ids: Sequence[tuple[int, UserId]] = ()
+    removed_exercises: Sequence[str] = ()
+    awards: Awards = NO_AWARDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +207,37 @@ class Store(Protocol):
         """All that have not ended at `now_ms`."""
 
 
+class SharedLog(Protocol):
+    """A store that other instances write to as well. What they write it hands to its `Inlet`, for
+    each document from `load` until `release`, in the order of the log and without a gap."""
+
+    async def persist(self, doc: DocName) -> None:
+        """See to it that the document's log is where it lasts.
+
+        Raises:
+            Unavailable: it cannot be done now, the document must stay in memory.
+        """
+
+    def release(self, doc: DocName) -> None:
+        """Nobody needs the document here any more: hand out nothing more of it."""
+
+
+class Inlet(Protocol):
+    """Where a shared log brings what others wrote. Never blocks, never raises."""
+
+    def foreign(self, doc: DocName, records: Sequence[Foreign]) -> None:
+        """What comes next in the document's log."""
+
+    def renumbered(self, doc: DocName, seq: int) -> None:
+        """What the document holds ends at this position now."""
+
+    def awarded(self, doc: DocName, awards: Awards) -> None:
+        """What was stored without them has won these records since."""
+
+    def outdated(self, doc: DocName, reason: str) -> None:
+        """There is a gap that cannot be filled: the document must be read again."""
+
+
 class Committed(NamedTuple):
     """What a room tells its members after an append.
 
@@ -206,6 +255,21 @@ class Committed(NamedTuple):
     """Whether somebody who was allowed in may be so no longer."""
 
 
+class Neighbours(Protocol):
+    """The other instances, as far as who is here concerns them. Never blocks, never raises."""
+
+    def joined(
+        self, doc: DocName, connection_id: ConnectionId, user: User, device: Mapping[str, str]
+    ) -> None:
+        """A socket is in a room here."""
+
+    def left(self, doc: DocName, connection_id: ConnectionId, awareness: bytes) -> None:
+        """It is no more; `awareness` takes its state away, empty if it had none."""
+
+    def aware(self, doc: DocName, awareness: bytes) -> None:
+        """Somebody here shows something else."""
+
+
 class Outlet(Protocol):
     """Where rooms speak to the sockets joined to them. Never blocks, never raises."""
 
@@ -217,6 +281,9 @@ class Outlet(Protocol):
 
     def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None:
         """Somebody came or went."""
+
+    def aware(self, doc: DocName, awareness: bytes) -> None:
+        """Somebody on another instance shows something else to document members."""
 
 
 class Clock(Protocol):

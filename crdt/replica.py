@@ -160,6 +160,31 @@ class Replica:
             raise Unsynced("the update builds on changes that are missing here; sync first")
         return self._transaction(delta, self._writers(before))
 
+    def follow(self, update: bytes) -> Delta:
+        """Take in a trusted update from the log, and tell what it changed here.
+
+        Raises:
+            Invalid: it is no update. Spoils the replica.
+            Unsynced: the log lacks what it builds on. Spoils the replica.
+        """
+        try:
+            blocks = screen_update(update, _ROOT_NAMES[self.kind])
+            self._begin()
+            self.load(update)
+            complete = self._made() == update or self._holds(update)
+            delta = self._delta()
+        except BaseException as exc:
+            self.spoiled = True
+            if isinstance(exc, Invalid | KeyboardInterrupt | SystemExit):
+                raise
+            raise Invalid.at("update", "is not a Yjs update that can be applied") from exc
+        if not complete:
+            self.spoiled = True
+            raise Unsynced("the log lacks what the update builds on")
+        for run in blocks:
+            self._next_clocks.pop(run.client_id, None)
+        return delta
+
     def write(self, writes: Iterable[Write]) -> Transaction | None:
         """Carry out `writes` in one transaction. They are the server's own, and checked before."""
         self._begin()

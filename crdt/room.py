@@ -9,6 +9,9 @@ stand the batches that wait for their append:
 So a change is checked against everything that came before it, nothing is shown before it is
 durable, and what arrives during an append is merged into the next one. A change that is refused
 leaves the head as it was: where native code had to be asked first, the head is built anew.
+
+What another instance wrote (`receive`) goes into both. A change of ours that is on its way then
+leaves something else behind than it did on the head; what that is shows when it is committed.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ from crdt.ports import (
     Answer,
     Append,
     Author,
+    Awards,
     Committed,
     Entry,
+    Foreign,
     Loaded,
     Stored,
     Summary,
@@ -66,6 +71,10 @@ class Change:
     events: list[DomainEvent]
     touches_access: bool
     """Whether it changes who may do what."""
+    planned_at: int
+    """The last position that was here when it was admitted."""
+    is_overtaken: bool = False
+    """Whether somebody else's record has come before it since."""
 
 
 class Batch(NamedTuple):
@@ -76,15 +85,22 @@ class Batch(NamedTuple):
 
 
 class Room:
-    """A document and who may use it, opened from what the store holds (None for a new one)."""
+    """A document and who may use it, opened from what the store holds (None for a new one).
+
+    Args:
+        is_shared: whether other instances write to its log, too.
+    """
 
     def __init__(
         self,
         name: DocName,
         loaded: Loaded | None = None,
         limits: admission.DocumentLimits = admission.DocumentLimits(),  # noqa: B008 - immutable
+        *,
+        is_shared: bool = False,
     ) -> None:
         self.name = name
+        self._is_shared = is_shared
         self._limits = limits
         self.seq = loaded.seq if loaded else 0
         self.snapshot_seq = loaded.snapshot_seq if loaded else 0
@@ -105,7 +121,7 @@ class Room:
         self._measured_bytes = 0
         self._exists = loaded is not None
         self._has_gap = False
-        self._replica = Replica(name.kind, is_watched=False)
+        self._replica = Replica(name.kind, is_watched=is_shared)
         self._unapplied: list[bytes] = []
         if loaded is not None:
             if loaded.snapshot is not None:
@@ -328,7 +344,7 @@ class Room:
         self._removed_exercises.update(removed)
         self._size_bytes += len(update or b"")
         touches_access = bool(members) or ("meta", "visibility") in delta
-        change = Change(entry, update, delta, events, touches_access)
+        change = Change(entry, update, delta, events, touches_access, self.seq)
         self._waiting.append(change)
         for member in members:
             _set_member(self.roster, member)
@@ -358,6 +374,10 @@ class Room:
             tuple(change.entry for change in changes),
             summary,
             creates=not self._exists,
+            status_seen=min(
+                (change.planned_at for change in changes if ("meta", "status") in change.delta),
+                default=None,
+            ),
         )
         self._in_flight = Batch(append, changes)
         return self._in_flight
@@ -372,24 +392,30 @@ class Room:
         self._in_flight = None
         is_new, self._exists = not self._exists, True
         update = batch.append.update
-        if stored.seq != self.seq + (update is not None):
+        if not self._is_shared and stored.seq != self.seq + (update is not None):
             self._has_gap = True
-        self.seq = stored.seq
-        if update is not None:
+        self.seq = max(stored.seq, self.seq)
+        self.award(stored.awards)
+        # What it left behind on the head is not what it leaves behind here, if others came first.
+        overtaken: Delta | None = None
+        if update is not None and any(change.is_overtaken for change in batch.changes):
+            overtaken = self._committed().follow(update)
+        elif update is not None:
             self._unapplied.append(update)
             if len(self._unapplied) >= MAX_UNAPPLIED:
                 self._committed()
         events: list[DomainEvent] = []
-        for set_id, won in stored.awards.items():
-            self.awards.setdefault(set_id, {}).update(won)
+        if overtaken is not None:
+            events += self._show(overtaken, stored.awards)
         for index, change in enumerate(batch.changes):
             won_by_change = stored.of(index).awards
-            apply_delta(self._view, change.delta)
+            if overtaken is None:
+                apply_delta(self._view, change.delta)
             if change.touches_access:
                 self._access_changes -= 1
                 told = self._set_members(change.entry.members)
                 events.extend(() if is_new else told)
-            for event in change.events:
+            for event in change.events if overtaken is None else ():
                 if event.set_id is not None:
                     event.payload["is_pr"] = bool(won_by_change.get(event.set_id))
                 events.append(event)
@@ -400,11 +426,7 @@ class Room:
             update,
             next(iter(senders)) if len(senders) == 1 else None,
             events,
-            touches_progress=any(
-                root in ("sets", "exercises") or (root, key) == ("meta", "status")
-                for change in batch.changes
-                for root, key in change.delta
-            ),
+            touches_progress=any(_is_of_progress(change.delta) for change in batch.changes),
             touches_access=any(
                 ("meta", "visibility") in change.delta
                 or not all(member.role for member in change.entry.members)  # every role reads
@@ -413,11 +435,92 @@ class Room:
             ),
         )
 
+    def receive(self, record: Foreign) -> Committed:
+        """Take in a log record that another instance wrote: it was admitted there.
+
+        Returns: what the members are to be told.
+        Raises:
+            Invalid, Unsynced: it cannot be applied; the room must be read again.
+        """
+        self.seq = max(record.seq, self.seq)
+        self._names.update(record.names)
+        self.client_ids.update(record.client_ids)
+        self._removed_exercises.update(record.removed_exercises)
+        self.award(record.awards)
+        on_their_way = self._on_their_way()
+        events: list[DomainEvent] = []
+        delta: Delta = {}
+        if record.update is not None:
+            self._size_bytes += len(record.update)
+            for change in on_their_way:
+                change.is_overtaken = True
+            delta = self._committed().follow(record.update)
+            if self._built is not None:
+                head, head_view = self._built
+                apply_delta(head_view, head.follow(record.update))
+            events = self._show(delta, record.awards)
+        events += self._set_members(record.members)
+        for member in (*record.members, *(m for c in on_their_way for m in c.entry.members)):
+            _set_member(self.roster, member)
+        touches_access = ("meta", "visibility") in delta or not all(
+            member.role for member in record.members
+        )
+        return Committed(
+            self.name,
+            record.seq,
+            record.update,
+            None,
+            events,
+            touches_progress=_is_of_progress(delta),
+            touches_access=touches_access,
+        )
+
+    def since(self, before: View) -> Committed:
+        """What members are to be told who have seen the document like this last.
+
+        Document members sync by themselves; the awards of what was missed are known here.
+        """
+        delta: Delta = {
+            (root, key): self._view[root].get(key, GONE)
+            for root, items in self._view.items()
+            for key in items.keys() | before[root].keys()
+            if items.get(key, GONE) != before[root].get(key, GONE)
+        }
+        if self.name.kind is DocKind.WORKOUT:
+            events = workout.project(self.name.id, before, delta, self._names)
+        else:
+            events = template.project(self.name.id, before, delta)
+        for event in events:
+            if event.set_id is not None:
+                event.payload["is_pr"] = bool(self.awards.get(event.set_id))
+        return Committed(self.name, self.seq, None, None, events, True, False)
+
+    def award(self, awards: Awards) -> None:
+        """Sets have won these records."""
+        for set_id, won in awards.items():
+            self.awards.setdefault(set_id, {}).update(won)
+
+    def _show(self, delta: Delta, awards: Awards) -> list[DomainEvent]:
+        """Change the view. Returns: what there is to tell of that."""
+        if not delta:
+            return []
+        if self.name.kind is DocKind.WORKOUT:
+            events = workout.project(self.name.id, self._view, delta, self._names)
+        else:
+            events = template.project(self.name.id, self._view, delta)
+        for event in events:
+            if event.set_id is not None:
+                event.payload["is_pr"] = bool(awards.get(event.set_id))
+        apply_delta(self._view, delta)
+        if self._listed_as is not None and any(root == "meta" for root, _ in delta):
+            self._listed_as = self._summary_of(self._view)
+        return events
+
     @property
     def compactable(self) -> int:
         """How many log records this room could make a snapshot of: none, if somebody else wrote
-        some that it has not seen."""
-        return 0 if self._has_gap else self.seq - self.snapshot_seq
+        some that it has not seen, or may have."""
+        return 0 if self._has_gap or self._is_shared else self.seq - self.snapshot_seq
 
     def compacted(self, upto: int) -> None:
         """A snapshot of the first `upto` positions stands in the store now."""
@@ -475,17 +578,27 @@ class Room:
             self._unapplied.clear()
         return self._replica
 
+    def _on_their_way(self) -> Sequence[Change]:
+        """What was admitted and is not durable yet, in turn."""
+        return [*(self._in_flight.changes if self._in_flight else ()), *self._waiting]
+
     def _rebuild_head(self) -> None:
         self._built = None
 
     def _build_head(self) -> tuple[Replica, View]:
         """The head anew: the committed document and all admitted changes that it lacks."""
         head = Replica(self.name.kind, self._committed().diff())
-        changes = [*(self._in_flight.changes if self._in_flight else ()), *self._waiting]
-        for change in changes:
+        for change in self._on_their_way():
             if change.update is not None:
                 head.load(change.update)
         return head, head.read()
+
+
+def _is_of_progress(delta: Delta) -> bool:
+    """Whether it changes how far somebody has come."""
+    return any(
+        root in ("sets", "exercises") or (root, key) == ("meta", "status") for root, key in delta
+    )
 
 
 def _set_member(members: dict[UserId, Member], member: Member) -> bool:

@@ -206,10 +206,11 @@ class Context:
             self.event,
             op_id=self.op_id if once else None,
             members=tuple(members),
-            answer=lambda stored: self.changed(reply(stored)),
+            answer=lambda stored: self.changed(reply(stored), stored),
             by=self.user,
         )
 
-    def changed(self, reply: Mapping[str, Any]) -> Answer:
+    def changed(self, reply: Mapping[str, Any], stored: Stored | None = None) -> Answer:
         """The ack of a change."""
-        return {"ok": True, "durability": self.store.durability, **reply}
+        durability = (stored and stored.durability) or self.store.durability
+        return {"ok": True, "durability": durability, **reply}

@@ -19,7 +19,7 @@ from crdt.errors import INTERNAL, Invalid, RepSyncError, TooLarge, Unavailable, 
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName
 from crdt.live import LiveRoom
-from crdt.ports import Durability, Stored
+from crdt.ports import Durability, Neighbours, Stored
 from server.metrics import Metrics
 from server.sessions import Session
 from server.transport.server import Ack, SocketServer
@@ -47,6 +47,7 @@ class DocumentDoor:
         *,
         max_update_bytes: int,
         durability: Durability,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._sockets = sockets
         self._hub = hub
@@ -54,6 +55,7 @@ class DocumentDoor:
         self._sessions = sessions
         self._max_update_bytes = max_update_bytes
         self._durability = durability
+        self._neighbours = neighbours
 
     def event(
         self, session: Session, name: DocName, event: str, args: Sequence[Any], ack: Ack | None
@@ -183,8 +185,9 @@ class DocumentDoor:
         elif error is not None:
             self._answer(ack, {"ok": False, "error": INTERNAL})
         else:
-            seq = stored.result().seq
-            self._answer(ack, {"ok": True, "seq": seq, "durability": self._durability})
+            outcome = stored.result()
+            durability = outcome.durability or self._durability
+            self._answer(ack, {"ok": True, "seq": outcome.seq, "durability": durability})
 
     def _refuse(self, session: Session, name: DocName, exc: RepSyncError, ack: Ack | None) -> None:
         self._metrics.count_event("sync-update", exc.code)
@@ -220,12 +223,19 @@ class DocumentDoor:
             self._sockets.post_volatile(
                 session.namespace, live.readers, "awareness-update", change.relay, skip=session.id
             )
+            if self._neighbours is not None:
+                self._neighbours.aware(name, change.relay)
         for owner, nudge in change.nudges:
             self._sockets.post_volatile(session.namespace, [owner], "awareness-update", nudge)
         if change.reply:
             self._sockets.post_volatile(
                 session.namespace, [session.id], "awareness-update", change.reply
             )
+
+    def aware(self, live: LiveRoom, awareness: bytes) -> None:
+        """Somebody on another instance shows something else."""
+        namespace = DOCUMENT_PREFIX + str(live.name)
+        self._sockets.post_volatile(namespace, live.readers, "awareness-update", awareness)
 
     def leave(self, name: DocName, connection_id: ConnectionId) -> None:
         """A connection has left a room; its presence goes with it."""

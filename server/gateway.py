@@ -293,6 +293,11 @@ class Gateway:
         if live is not None:
             self._sockets.post("/", live.listeners, event, payload)
 
+    def aware(self, doc: DocName, awareness: bytes) -> None:
+        live = self._hub.find(doc)
+        if live is not None:
+            self._documents.aware(live, awareness)
+
     # -- Sessions ---------------------------------------------------------------------------
 
     async def refresh(self, connection_id: ConnectionId, token: str) -> int:

@@ -55,6 +55,9 @@ class RecordingOutlet:
     def reset(self, doc: DocName, reason: str) -> None:
         self.resets.append((doc, reason))
 
+    def aware(self, doc: DocName, awareness: bytes) -> None:
+        raise AssertionError("nobody is on another instance")
+
     def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None:
         self.presences.append((event, payload))
 
