@@ -120,7 +120,9 @@ class MemoryStore:
         document.log = {seq: update for seq, update in document.log.items() if seq > upto}
         return True
 
-    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
+    async def answer(
+        self, user_id: UserId, op_id: str, doc: DocName | None = None
+    ) -> Answer | None:
         return self._answers.get((user_id, op_id))
 
     async def summaries(

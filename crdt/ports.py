@@ -166,8 +166,14 @@ class Store(Protocol):
         Returns: False when somebody else was faster, which is normal.
         """
 
-    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
-        """What this user's `op_id` was answered with in the last 24 hours or longer."""
+    async def answer(
+        self, user_id: UserId, op_id: str, doc: DocName | None = None
+    ) -> Answer | None:
+        """What this user's `op_id` was answered with in the last 24 hours or longer.
+
+        Args:
+            doc: the document that it is about, if any: where it is looked for first.
+        """
 
     async def summaries(
         self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4, uuid5
 from weakref import WeakValueDictionary
 
 from crdt.access import Member, Right, User
 from crdt.errors import Conflict
 from crdt.hub import RoomHub
-from crdt.ids import ConnectionId, DocName, UserId
+from crdt.ids import ConnectionId, DocKind, DocName, UserId
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Answer, Author, Clock, Store, Stored
 from crdt.replica import Write
 from crdt.revocations import Revocation, TokenFacts
+
+_IDS = UUID("6f6b3a52-2f0d-4a86-9b6c-4b3a1d1f5e0c")
+"""The namespace of the ids that follow from an operation."""
 
 
 class Sessions(Protocol):
@@ -125,6 +129,7 @@ class Context:
     services: Services
     event: str
     op_id: str | None = None
+    _made_ids: int = 0
 
     @property
     def user(self) -> User:
@@ -142,7 +147,22 @@ class Context:
         return self.services.clock.now_ms()
 
     def new_id(self) -> str:
-        return self.services.new_id()
+        """An id for something new: for a repeat of the operation the same one again, so that even
+        two instances which carry it out in the same moment make it once."""
+        self._made_ids += 1
+        return self._id(self._made_ids)
+
+    def _id(self, number: int) -> str:
+        if self.op_id is None:
+            return self.services.new_id()
+        return str(uuid5(_IDS, json.dumps([self.user.id, self.op_id, number])))
+
+    def document_of(self, payload: object) -> DocName | None:
+        """The document that an operation is about: one that it names, or the one that it makes."""
+        kind = self.event.partition(":")[0]
+        if kind not in DocKind._value2member_map_:
+            return None
+        return DocName(DocKind(kind), getattr(payload, f"{kind}_id", None) or self._id(1))
 
     @asynccontextmanager
     async def room(self, name: DocName, right: Right) -> AsyncIterator[LiveRoom]:

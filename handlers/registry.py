@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import Field, ValidationError
 
-from crdt.errors import INTERNAL, Invalid, NotFound, RepSyncError
+from crdt.errors import INTERNAL, Conflict, Invalid, NotFound, RepSyncError, Unavailable
 from crdt.ids import UserId
 from crdt.ports import Answer
 from crdt.schema import Strict
@@ -115,9 +115,16 @@ class Registry:
     async def _carry_out(
         self, key: tuple[UserId, str], ctx: Context, intent: Intent, payload: Payload
     ) -> Answer:
-        kept = await ctx.store.answer(*key)
+        doc = ctx.document_of(payload)
+        kept = await ctx.store.answer(*key, doc)
         if kept is None:
-            return _ack(await intent.handler(ctx, payload))
+            try:
+                return _ack(await intent.handler(ctx, payload))
+            except (Conflict, Unavailable):
+                # Maybe it came to two instances in the same moment, and the other was faster.
+                kept = await ctx.store.answer(*key, doc)
+                if kept is None:
+                    raise
         if intent.again is not None:
             await intent.again(ctx, kept)
         return kept

@@ -392,7 +392,9 @@ class MongoStore:
             raise _Moved(row["snapshot_seq"])
         return snapshot
 
-    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
+    async def answer(
+        self, user_id: UserId, op_id: str, doc: DocName | None = None
+    ) -> Answer | None:
         with self._telling("read"):
             record = await self._log.find_one(
                 {"ops": {"$in": [key(user_id, op_id)]}}, {"entries": True}

@@ -122,7 +122,9 @@ class SqliteStore:
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
         return await self._write(lambda db: jobs.compact(db, doc, snapshot, upto, base))
 
-    async def answer(self, user_id: UserId, op_id: str) -> Answer | None:
+    async def answer(
+        self, user_id: UserId, op_id: str, doc: DocName | None = None
+    ) -> Answer | None:
         def find(db: sqlite3.Connection) -> Answer | None:
             row = db.execute(
                 "SELECT answer FROM answers WHERE user_id = ? AND op_id = ?", (user_id, op_id)
