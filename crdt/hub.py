@@ -560,14 +560,18 @@ class RoomHub:
             is_last = not live.has(guest.user.id)
             self._announce(live, guest.user, "workout:member:left", changed=is_last)
 
-    def guest_aware(self, doc: DocName, instance: str, awareness: bytes) -> None:
-        """Somebody on another instance shows something else.
+    def guest_aware(
+        self, doc: DocName, instance: str, awareness: bytes, *, is_all: bool = False
+    ) -> None:
+        """Somebody on another instance shows something else; with `is_all`, nobody else does.
 
         Raises:
             Invalid, TooLarge: it is no awareness update, or too much.
         """
         live = self._rooms.get(doc)
-        if live is not None and (told := live.presence.hear(instance, awareness)):
+        if live is None:
+            return
+        if told := live.presence.hear(instance, awareness, is_all=is_all):
             self._outlet.aware(doc, told)
 
     def guests_of(self, doc: DocName, instance: str) -> Iterable[ConnectionId]:

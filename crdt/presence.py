@@ -12,6 +12,7 @@ What is here on other instances comes from these, stamped there already, and goe
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,15 +84,16 @@ class Presence:
         del self._owners[client_id]
         return self._remove(client_id)
 
-    def hear(self, instance: str, update: bytes) -> bytes:
-        """Take in what another instance says of those who are there.
+    def hear(self, instance: str, update: bytes, *, is_all: bool = False) -> bytes:
+        """Take in what another instance says of those who are there; of all of them, if `is_all`.
 
         Returns: what clients here must be told, maybe nothing.
         Raises:
             Invalid, TooLarge: see `receive`.
         """
         news = []
-        for entry in decode_awareness(update):
+        entries = decode_awareness(update)
+        for entry in entries:
             present = self._present.get(entry.client_id)
             if present is not None and (
                 present.owner is not None  # it has come over to us meanwhile
@@ -105,13 +107,22 @@ class Presence:
             elif present is not None and present.instance == instance:
                 self._drop(entry.client_id)
                 news.append(entry)
+        if is_all:
+            news += self._gone_from(instance, {entry.client_id for entry in entries})
         return encode_awareness(news) if news else b""
 
     def forget(self, instance: str) -> bytes:
         """Another instance is gone. Returns: what clients here must be told, maybe nothing."""
-        gone = [id_ for id_, present in self._present.items() if present.instance == instance]
-        entries = [AwarenessEntry(id_, self._drop(id_).clock, None) for id_ in gone]
-        return encode_awareness(entries) if entries else b""
+        gone = self._gone_from(instance, ())
+        return encode_awareness(gone) if gone else b""
+
+    def _gone_from(self, instance: str, still_there: Container[int]) -> list[AwarenessEntry]:
+        gone = [
+            id_
+            for id_, present in self._present.items()
+            if present.instance == instance and id_ not in still_there
+        ]
+        return [AwarenessEntry(id_, self._drop(id_).clock, None) for id_ in gone]
 
     def everybody(self, *, here: bool = False) -> bytes:
         """All states, for a client that has just connected; only those of this instance if `here`

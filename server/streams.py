@@ -44,6 +44,8 @@ class StreamHub:
 
     def subscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> None:
         for stream in streams:
+            if stream not in self._watchers and (doc := _document_of(stream)) is not None:
+                self._hub.keep(doc)
             self._watchers.setdefault(stream, {})[connection_id] = None
             self._watched.setdefault(connection_id, set()).add(stream)
             self._later(self._send(stream, [connection_id]))
@@ -87,6 +89,8 @@ class StreamHub:
             del self._watched[connection_id]
         if not watchers:
             del self._watchers[stream]
+            if (doc := _document_of(stream)) is not None:
+                self._hub.unkeep(doc)
             if (timer := self._due.pop(stream, None)) is not None:
                 timer.cancel()
 
@@ -112,13 +116,13 @@ class StreamHub:
         if stream == SYSTEM_HEALTH:
             self._post(to, stream, SYSTEM_HEALTH, self._health())
             return
-        workout_id = progress_stream_workout(stream)
-        if workout_id is None:
+        doc = _document_of(stream)
+        if doc is None:
             return
-        async with self._hub.lease(ids.workout(workout_id)) as live:
+        async with self._hub.lease(doc) as live:
             value = {
                 "stream": stream,
-                "workout_id": workout_id,
+                "workout_id": doc.id,
                 "status": live.room.view["meta"].get("status"),
                 "progress": live.room.progress(),
                 "version": live.room.seq,
@@ -133,3 +137,9 @@ class StreamHub:
             self.unsubscribe(id_, [stream])
         to = allowed
         self._post(to, stream, "progress", value)
+
+
+def _document_of(stream: str) -> DocName | None:
+    """Whose progress a stream shows."""
+    workout_id = progress_stream_workout(stream)
+    return None if workout_id is None else ids.workout(workout_id)
