@@ -15,23 +15,43 @@ asked may have been done all the same.
 Keys, for prefix P and document D (`workout:abc`); what is in braces decides the slot in a cluster:
 `P:{D}:log` stream, `P:{D}:head` hash (`epoch`, `pos`, `created`, `o:ORIGIN` -> `n:pos`, `g:GUARD`
 -> `pos:ORIGIN`), `P:{D}:op:KEY` an answer, `P:{D}:bus` the room's channel, `P:all` everybody's.
+
+**The queue of work** names documents that have records to be moved to MongoDB: `P:work`, a stream
+with one consumer group. A document waits in it once at most (`{P:work}:waiting` is the set of those
+that wait), so it is no longer than there are documents, however long nobody works; a limit to its
+length would drop the only note of a document that is silent from then on. A task that is taken
+makes room for the next: what is appended after that is announced again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from redis.asyncio import RedisCluster
+from redis.exceptions import ResponseError
+
+from crdt.errors import Invalid
 from crdt.ids import DocName
 from server.cluster.connection import Connection
-from server.cluster.scripts import Argument, Script
+from server.cluster.scripts import Argument, Script, checked_prefix
 
-APPEND, FOUND = Script("append"), Script("found")
+APPEND, FOUND, RETIRE = Script("append"), Script("found"), Script("retire")
+ANNOUNCE, FINISH = Script("announce"), Script("finish")
+
+GROUP = "movers"
 
 ANSWERS_KEPT_S = 86_400
 EPOCH_BYTES = 8
+SCAN_COUNT = 1_000
+
+_GLOB = re.compile(r"[][*?\\^]")
 
 
 class Head(NamedTuple):
@@ -49,6 +69,13 @@ class Record(NamedTuple):
     origin: str
     n: int
     data: bytes
+
+
+class Task(NamedTuple):
+    """A document that somebody announced, and the task's id in the queue."""
+
+    id: str
+    doc: DocName
 
 
 class Refused(Exception):
@@ -98,11 +125,16 @@ class RedisLog:
     """The logs of all documents, in one Redis."""
 
     def __init__(self, redis: Connection, prefix: str = "repsync") -> None:
-        """Nothing is sent before the first call. The client stays the caller's."""
-        if "{" in prefix or "}" in prefix:
-            raise ValueError("braces in the prefix would decide the slot of every key")
+        """Nothing is sent before the first call. The client stays the caller's.
+
+        Args:
+            prefix: of all keys; no braces.
+        """
         self._redis = redis
-        self._prefix = prefix
+        self._prefix = checked_prefix(prefix)
+        self._work = f"{prefix}:work"
+        self._waiting = f"{{{prefix}:work}}:waiting"
+        self._timeout_s: float = redis.get_connection_kwargs().get("socket_timeout") or 1.0
 
     def channel(self, doc: DocName | None) -> str:
         """The name of a room's channel; None for the channel of all instances."""
@@ -199,6 +231,121 @@ class RedisLog:
     async def length(self, doc: DocName) -> int:
         """How many records the stream holds."""
         return int(await self._redis.xlen(self._key(doc, "log")))
+
+    async def trim(self, doc: DocName, upto: int, keep: int = 256) -> None:
+        """Drop the records up to position `upto`, but for the `keep` last positions of them."""
+        first = upto - keep + 1
+        if first > 0:
+            await _plain(
+                self._redis.xtrim(self._key(doc, "log"), minid=f"{first}-0", approximate=False)
+            )
+
+    async def retire(self, doc: DocName, pos: int) -> bool:
+        """Forget a document of which all is in MongoDB up to `pos`, unless something was appended
+        since or an instance listens to its room. What was answered stays.
+
+        In a cluster each node knows its own listeners alone. They are asked before, so who begins
+        to listen right then is not seen: its next append is `Unfounded`, and loses nothing.
+
+        Returns: whether it is forgotten.
+        """
+        channel = self.channel(doc)
+        if isinstance(self._redis, RedisCluster):
+            told = await _plain(self._redis.pubsub_numsub(channel))
+            if any(count for _, count in told):
+                return False
+        keys = [self._key(doc, "head"), self._key(doc, "log")]
+        return bool(await RETIRE(self._redis, keys, [pos, channel]))
+
+    async def heads(self) -> AsyncIterator[DocName]:
+        """All documents that have a head. One may come twice; one that is founded or retired
+        meanwhile may come or not."""
+        before, after = f"{self._prefix}:{{", "}:head"
+        pattern = _GLOB.sub(r"\\\g<0>", before) + "*" + after
+        async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
+            with contextlib.suppress(Invalid):  # a newer version's
+                yield DocName.parse(key.decode().removeprefix(before).removesuffix(after))
+
+    # -- the queue of work ------------------------------------------------------------------------
+
+    async def announce(self, docs: Iterable[DocName]) -> None:
+        """Queue documents, once each. One that is being worked on is queued again."""
+        if names := [str(doc) for doc in docs]:
+            await ANNOUNCE(self._redis, [self._work, self._waiting], names)
+
+    async def take(self, consumer: str, *, count: int = 32, block_s: float = 1.0) -> list[Task]:
+        """The next tasks, oldest first; waits for the first of them.
+
+        They are this consumer's until `finish`, or until another takes them over.
+        """
+        ends_s = time.monotonic() + block_s
+        while True:
+            left_s = ends_s - time.monotonic()
+            # Shorter than the time after which a server counts as away.
+            block_ms = math.ceil(1_000 * min(left_s, self._timeout_s / 2))
+            try:
+                found = await _plain(
+                    self._redis.xreadgroup(
+                        GROUP,
+                        consumer,
+                        {self._work: ">"},
+                        count=count,
+                        block=block_ms if block_ms > 0 else None,
+                    )
+                )
+            except ResponseError as exc:
+                if not str(exc).startswith("NOGROUP"):
+                    raise
+                await self._make_group()
+                continue
+            if found:
+                return await self._begin(found[0][1])
+            if left_s <= 0:
+                return []
+
+    async def take_over(self, consumer: str, *, idle_s: float, count: int = 32) -> list[Task]:
+        """Tasks that another consumer took `idle_s` ago or longer, and has not finished."""
+        cursor = "0-0"
+        while True:
+            try:
+                cursor, found, *_ = await _plain(
+                    self._redis.xautoclaim(
+                        self._work,
+                        GROUP,
+                        consumer,
+                        min_idle_time=int(1_000 * idle_s),
+                        start_id=cursor,
+                        count=count,
+                    )
+                )
+            except ResponseError as exc:
+                if not str(exc).startswith("NOGROUP"):
+                    raise
+                return []
+            if found or cursor == b"0-0":
+                return await self._begin(found)
+
+    async def finish(self, tasks: Iterable[Task]) -> None:
+        """They are done, whoever has them."""
+        if ids := [task.id for task in tasks]:
+            await FINISH(self._redis, [self._work], [GROUP, *ids])
+
+    async def _begin(self, found: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Task]:
+        tasks = []
+        for id_, fields in found:
+            with contextlib.suppress(Invalid):  # a newer version's, left to whoever knows it
+                tasks.append(Task(id_.decode(), DocName.parse(fields[b"d"].decode())))
+        if tasks:
+            # Before anybody reads what there is to do: from now on there may be more of it.
+            await _plain(self._redis.srem(self._waiting, *(str(task.doc) for task in tasks)))
+        return tasks
+
+    async def _make_group(self) -> None:
+        try:
+            await _plain(self._redis.xgroup_create(self._work, GROUP, id="0", mkstream=True))
+        except ResponseError as exc:
+            if not str(exc).startswith("BUSYGROUP"):  # somebody else was faster
+                raise
 
     def _key(self, doc: DocName, name: str) -> str:
         return f"{self._prefix}:{{{doc}}}:{name}"

@@ -36,3 +36,14 @@ class Script:
             if unavailable(exc):
                 raise NotNow(str(exc)) from exc
             raise
+
+
+def checked_prefix(prefix: str) -> str:
+    """The keys of one script must be in one slot, which is decided by what is in braces.
+
+    Raises:
+        ValueError: the prefix has braces, and would decide it for all keys.
+    """
+    if "{" in prefix or "}" in prefix:
+        raise ValueError("no braces in the prefix of Redis keys")
+    return prefix

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crdt import ids
 from crdt.ids import DocName
@@ -309,6 +313,217 @@ async def test_a_refused_append_leaves_nothing_of_itself(
     assert await redis.hgetall(key) == before
     assert await log.length(DOC) == 1
     assert await log.answer(DOC, "new") is None
+
+
+# -- trimming, retiring ---------------------------------------------------------------------------
+
+
+async def test_trimming_keeps_the_last_of_what_is_stored_elsewhere(log: RedisLog) -> None:
+    await founded(log)
+    for n in range(1, 21):
+        await append(log, "a", n)
+    await log.trim(DOC, upto=15, keep=5)
+    assert [record.pos for record in await log.read(DOC, 0)] == list(range(11, 21))
+    await log.trim(DOC, upto=3, keep=256)
+    assert await log.length(DOC) == 10
+
+
+async def test_positions_go_on_after_everything_was_trimmed(log: RedisLog) -> None:
+    await founded(log)
+    await append(log, "a", 1)
+    await log.trim(DOC, upto=1, keep=0)
+    assert await log.length(DOC) == 0
+    assert await append(log, "a", 2) == 2
+
+
+async def test_trimming_what_is_unknown_makes_nothing(log: RedisLog) -> None:
+    await log.trim(DOC, upto=1_000)
+    assert await log.head(DOC) is None
+
+
+async def test_a_retired_document_is_unknown(log: RedisLog) -> None:
+    head = await founded(log)
+    await append(log, "a", 1, answers={"op": b"yes"})
+    assert await log.retire(DOC, 1)
+    assert await log.head(DOC) is None
+    assert await log.read(DOC, 0) == []
+    assert await log.answer(DOC, "op") == b"yes"
+    with pytest.raises(Unfounded):
+        await log.append(DOC, b"x", epoch=head.epoch, origin="a", n=2)
+    assert not await log.retire(DOC, 1)
+
+
+async def test_a_document_to_which_was_appended_since_is_not_retired(log: RedisLog) -> None:
+    await founded(log)
+    await append(log, "a", 1)
+    await append(log, "a", 2)
+    assert not await log.retire(DOC, 1)
+    assert await log.length(DOC) == 2
+
+
+async def test_a_document_that_somebody_listens_to_is_not_retired(log: RedisLog) -> None:
+    await founded(log, pos=3)
+    async with listening(log, DOC):
+        assert not await log.retire(DOC, 3)
+    async with listening(log, ids.workout("another")):
+        async with asyncio.timeout(DEADLINE_S):
+            while not await log.retire(DOC, 3):  # until Redis has noticed that nobody does
+                pass
+
+
+async def test_all_documents_that_have_a_head_are_found(log: RedisLog, redis: Connection) -> None:
+    docs = {ids.workout(f"w{i}") for i in range(50)} | {ids.template("t")}
+    await asyncio.gather(*(founded(log, doc) for doc in docs))
+    await founded(RedisLog(redis, "test-another"), ids.workout("foreign"))
+    await log.retire(ids.workout("w7"), 0)
+    assert {doc async for doc in log.heads()} == docs - {ids.workout("w7")}
+
+
+async def test_a_prefix_with_wildcards_finds_its_own(redis: Connection, prefix: str) -> None:
+    odd = RedisLog(redis, f"{prefix}[a-z]*?\\")
+    await founded(odd)
+    await founded(RedisLog(redis, f"{prefix}bb?"), ids.workout("foreign"))
+    assert [doc async for doc in odd.heads()] == [DOC]
+
+
+# -- the queue of work ----------------------------------------------------------------------------
+
+
+async def test_a_task_goes_to_one_consumer(log: RedisLog) -> None:
+    docs = [ids.workout(f"w{i}") for i in range(20)]
+    await log.announce(docs)
+    taken = await asyncio.gather(*(log.take(f"c{i}", count=7) for i in range(3)))
+    assert sorted(task.doc.id for tasks in taken for task in tasks) == sorted(
+        doc.id for doc in docs
+    )
+
+
+async def test_a_consumer_waits_for_work(log: RedisLog) -> None:
+    taking = asyncio.create_task(log.take("c", block_s=DEADLINE_S))
+    await asyncio.sleep(0)
+    await log.announce([DOC])
+    assert [task.doc for task in await taking] == [DOC]
+
+
+async def test_a_consumer_that_finds_no_work_goes_on(log: RedisLog) -> None:
+    assert await log.take("c", block_s=0.01) == []
+    assert await log.take("c", block_s=0) == []
+    assert await log.take_over("c", idle_s=0) == []
+
+
+async def test_a_wait_may_be_longer_than_the_time_after_which_redis_counts_as_away(
+    redis_server: str, prefix: str
+) -> None:
+    client = connect(redis_server, timeout_s=0.4)
+    assert await RedisLog(client, prefix).take("c", block_s=1) == []
+    await client.aclose()
+
+
+async def test_a_document_waits_in_the_queue_once(
+    log: RedisLog, redis: Connection, prefix: str
+) -> None:
+    for _ in range(5):
+        await log.announce([DOC, DOC, ids.workout("other")])
+    assert await redis.xlen(f"{prefix}:work") == 2
+    assert len(await log.take("c")) == 2
+    assert await log.take("c", block_s=0) == []
+
+
+async def test_what_is_announced_while_it_is_worked_on_is_queued_again(log: RedisLog) -> None:
+    await log.announce([DOC])
+    first = await log.take("c")
+    await log.announce([DOC])
+    second = await log.take("d")
+    assert [task.doc for task in second] == [DOC]
+    assert first[0].id != second[0].id
+
+
+async def test_finished_tasks_leave_nothing(log: RedisLog, redis: Connection, prefix: str) -> None:
+    await log.announce([DOC, ids.workout("other")])
+    tasks = await log.take("c")
+    await log.finish(tasks)
+    await log.finish(tasks)
+    await log.finish([])
+    assert await redis.xlen(f"{prefix}:work") == 0
+    assert await log.take_over("d", idle_s=0) == []
+
+
+async def test_the_tasks_of_a_consumer_that_died_are_taken_over(log: RedisLog) -> None:
+    await log.announce([DOC, ids.workout("other")])
+    tasks = await log.take("dead")
+    assert await log.take_over("d", idle_s=60) == []
+    assert await log.take_over("d", idle_s=0, count=1) == tasks[:1]
+    assert await log.take_over("d", idle_s=0) == tasks
+    await log.announce([DOC])
+    assert [task.doc for task in await log.take("e")] == [DOC]
+
+
+async def test_a_consumer_that_died_before_it_knew_what_it_took_stops_nothing(
+    log: RedisLog, redis: Connection, prefix: str
+) -> None:
+    await log.announce([DOC])
+    await log.take("c", count=1)
+    await log.announce([DOC])
+    # It was delivered, and nobody heard of it.
+    await redis.xreadgroup("movers", "dead", {f"{prefix}:work": ">"})
+    assert {task.doc for task in await log.take_over("d", idle_s=0)} == {DOC}
+    await log.announce([DOC])
+    assert [task.doc for task in await log.take("d")] == [DOC]
+
+
+async def test_a_queue_that_was_lost_begins_again(
+    log: RedisLog, redis: Connection, prefix: str
+) -> None:
+    await log.announce([DOC])
+    assert await log.take("c") != []
+    await log.announce([DOC])
+    await redis.delete(f"{prefix}:work")
+    await log.announce([DOC])
+    assert [task.doc for task in await log.take("c")] == [DOC]
+
+
+async def test_a_kind_of_document_that_is_unknown_here_stops_nothing(
+    log: RedisLog, redis: Connection, prefix: str
+) -> None:
+    await log.take("c", block_s=0)
+    await redis.xadd(f"{prefix}:work", {"d": "diary:leg-day"})
+    await log.announce([DOC])
+    assert [task.doc for task in await log.take("c")] == [DOC]
+
+
+# -- any order of appends -------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=30),
+    start=st.sampled_from([0, 100_000, 2**40]),
+)
+def test_positions_have_no_gaps_and_no_append_is_there_twice(
+    redis_server: str, steps: list[tuple[str, int]], start: int
+) -> None:
+    """Each step is an origin's next append, or the repetition of one that it made before."""
+
+    async def live_through_it() -> None:
+        client = connect(redis_server, timeout_s=10)
+        log = RedisLog(client, f"test-{secrets.token_hex(6)}")
+        head = await founded(log, pos=start)
+        got: dict[tuple[str, int], int] = {}
+        last: Counter[str] = Counter()
+        for origin, back in steps:
+            n = max(last[origin] + 1 - back, 1)
+            pos = await log.append(DOC, b"x", epoch=head.epoch, origin=origin, n=n)
+            if n > last[origin]:
+                last[origin], got[origin, n] = n, pos
+            else:
+                assert pos == got[origin, last[origin]]
+        assert sorted(got.values()) == [start + i for i in range(1, len(got) + 1)]
+        there = {(record.origin, record.n): record.pos for record in await log.read(DOC, 0)}
+        assert there == got
+        assert await log.length(DOC) == len(got)
+        await client.aclose()
+
+    asyncio.run(live_through_it())
 
 
 async def test_a_redis_that_has_forgotten_the_scripts_is_sent_them(log: RedisLog) -> None:
