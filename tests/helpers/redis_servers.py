@@ -103,3 +103,17 @@ class RedisProcess:
         assert self.process is None
         for name in ("appendonly.aof", "dump.rdb"):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def cluster_of_one(folder: Path) -> RedisProcess:
+    """A started Redis Cluster whose one node has all slots."""
+    # Nodes talk to each other at the port 10,000 above.
+    port = next(port for port in iter(free_port, 0) if port + 10_000 < 65_536)
+    node = RedisProcess(folder, port, options=("--cluster-enabled", "yes")).start()
+    with Redis(port=port) as client:
+        client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            assert time.monotonic() < deadline, "the cluster does not come up"
+            time.sleep(0.02)
+    return node
