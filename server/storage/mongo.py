@@ -8,13 +8,19 @@ same log one alone can go on; the other gets `Unavailable` and its room is read 
 becomes valid by one conditional update of its document's row; a claim, a revocation are one write.
 No transactions over several documents are used: a single MongoDB server has none.
 
+**What is moved here.** Where several instances share a log, records are committed there, with
+their positions, and `persist` copies them. Any number of processes may do so with the same records
+at the same moment, and die at it: each record names the one before it (`prev`, unique as well), so
+the log is one chain that grows at its end only. Who comes too late, be it with positions from
+before the shared log was founded anew, finds its place taken, looks where the log ends now, and
+goes on from there. Nothing that is remembered here of a log's end is used for that.
+
 **What is repaired.** Lists, members, scores and awards are read from collections of their own,
 which are made of the records right after their insert and before the append returns
-(`mongo_projection`). A crash or an outage between the two leaves a record marked as `pending`.
-It is projected when its document is opened or written next, before any list or record book is read
-(if it was this process that failed), at the next start, and by a sweep every ten seconds. Nobody
-appends to a document before its last record has been projected, so only the last one can lack it.
-Projecting is repeatable: rows carry the position that they are of, and never go back.
+(`mongo_projection`). A crash or an outage between the two leaves records marked as `pending`.
+They are projected when their document is opened or written next, before a snapshot takes their
+place, before any list or record book is read (if it was this process that failed), at the next
+start, and by a sweep every ten seconds. Projecting is repeatable, in any order, by several at once.
 
 **Kept beside the snapshot.** Records that a snapshot covers lose their bodies at once, and stay for
 a week as who did what, with the answers. That they stay is also what makes a writer fail that slept
@@ -26,6 +32,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -33,7 +40,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakValueDictionary
 
-import bson
+import bson.errors
 import pymongo
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -54,13 +61,13 @@ from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summar
 from crdt.records import Award
 from crdt.revocations import Revocation
 from server.storage import mongo_log, mongo_projection, mongo_records, mongo_schema
-from server.storage.mongo_log import Head, Record, key
+from server.storage.mongo_log import Damaged, Head, Record, key
+from server.storage.mongo_records import BookRows
 from server.storage.port import ANSWERS_KEPT_S, StorageError, StoreStats
 
 log = logging.getLogger(__name__)
 
 DEFAULT_DATABASE = "repsync"
-MAX_RECORD_BYTES = 16 * 1024 * 1024
 SNAPSHOT_PART_BYTES = 8 * 1024 * 1024
 
 DEFAULT_TIMEOUT_S = 5.0
@@ -89,11 +96,23 @@ HEAD_TRUSTED_S = 86_400.0
 """Much shorter than stripped records stay: a head that is older might not meet a taken position."""
 LOAD_ATTEMPTS = 5
 CHUNK = 10_000
+PERSISTED_AT_ONCE = 500
+PERSISTED_AT_ONCE_BYTES = 8 * 1024 * 1024
+LOST_RACE_PAUSE_S = 0.05
 
 
 class _Known(NamedTuple):
     head: Head
     at_s: float  # monotonic
+
+
+class Last(NamedTuple):
+    """Where a document's log ends, and up to where it is in a snapshot (0: there is none).
+    `listed_at`: when the document was made, ms since the epoch."""
+
+    pos: int
+    listed_at: int
+    snapshot_pos: int
 
 
 class _Moved(Exception):
@@ -137,8 +156,9 @@ class MongoStore:
         self._start_timeout_s = start_timeout_s
         self._locks = _Locks()
         self._heads: dict[str, _Known] = {}
-        self._unsettled: set[str] = set()
-        """Documents whose last append failed: their last record may not be projected."""
+        self._unsettled: dict[str, object] = {}
+        """Documents where a write failed: records may not be projected. With a token for the
+        failure, because there may be another one while the first is being mended."""
         self._settling = asyncio.Lock()
         self._projected: set[ObjectId] = set()
         """Records that are still marked as pending, and are not."""
@@ -220,9 +240,7 @@ class MongoStore:
             head = await self._head(doc)
         by_entry = await mongo_records.judge(self._db, doc, batch.entries)
         record = mongo_log.make(batch, head, by_entry)
-        data = bson.encode(record)
-        if len(data) > MAX_RECORD_BYTES:
-            raise TooLarge("the log record", len(data), MAX_RECORD_BYTES)
+        data = mongo_log.encode(record)
         started = time.perf_counter()
         try:
             await self._log.insert_one(RawBSONDocument(data))
@@ -254,13 +272,17 @@ class MongoStore:
         known = self._heads.get(doc)
         if known is not None and time.monotonic() - known.at_s < HEAD_TRUSTED_S:
             return known.head
-        last = await self._log.find_one({"doc": doc}, {"yjs": False}, sort=[("pos", -1)])
+        last = await self._last_record(doc)
         if last is not None:
-            await self._catch_up(last)
+            await self._sweep({"doc": doc})
         row = await self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
         if row is None:
             raise NotFound(f"there is no {doc}")
         return self._remember(doc, _head_of(row, last))
+
+    async def _last_record(self, doc: str) -> Record | None:
+        shown = {"pos": True, "seq": True, "listed_at": True}
+        return await self._log.find_one({"doc": doc}, shown, sort=[("pos", -1)])
 
     def _remember(self, doc: str, head: Head) -> Head:
         if len(self._heads) >= MAX_KNOWN:
@@ -270,35 +292,161 @@ class MongoStore:
 
     def _doubt(self, doc: str) -> None:
         self._heads.pop(doc, None)
-        self._unsettled.add(doc)
+        self._unsettled[doc] = object()
+
+    def _settled(self, doc: str, doubt: object) -> None:
+        if self._unsettled.get(doc) is doubt:
+            self._unsettled.pop(doc, None)
+
+    # -- taking over what was committed elsewhere -------------------------------------------
+
+    async def last(self, doc: DocName) -> Last | None:
+        """Where the document's log ends in MongoDB now; None if there is no such document.
+
+        Raises:
+            Unavailable: it cannot be read. That is not logged here: who moves tries again.
+        """
+        with self._telling("read", quietly=True):
+            return await self._last(str(doc))
+
+    async def _last(self, doc: str) -> Last | None:
+        record, row = await asyncio.gather(
+            self._last_record(doc), self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
+        )
+        # Its row may not be there yet, and its records may all have been deleted.
+        if row is None:
+            return None if record is None else Last(record["pos"], record["listed_at"], 0)
+        pos = row["snapshot_pos"] if record is None else max(record["pos"], row["snapshot_pos"])
+        return Last(pos, row["listed_at"], row["snapshot_pos"])
+
+    async def persist(self, doc: DocName, records: Sequence[tuple[int, Record]]) -> int:
+        """Copy records that were committed elsewhere to the end of the document's log.
+
+        May be done by several at once, and again. Positions at or before the log's end are there
+        already, and left out.
+
+        Args:
+            records: position and draft, by position; the positions may jump.
+        Returns: the position at which the log ends now.
+        Raises:
+            Damaged: a record is nothing that MongoDB could hold; those before it may be stored.
+            Unavailable: it cannot be written. That is not logged here: who moves tries again.
+        """
+        name = str(doc)
+        end, start = 0, 0
+        try:
+            while True:
+                portion = _portion(records, start)
+                with self._telling("written", quietly=True):
+                    end = await self._persist(name, portion)
+                start += len(portion)
+                if start >= len(records):
+                    return end
+        except BaseException:  # cancellation too
+            self._doubt(name)
+            raise
+        finally:
+            self._heads.pop(name, None)
+
+    async def _persist(self, doc: str, records: Sequence[tuple[int, Record]]) -> int:
+        ops = [op for _, draft in records for op in draft.get("ops", ())]
+        while True:
+            last, taken = await asyncio.gather(self._last(doc), self._taken(ops))
+            end = 0 if last is None else last.pos
+            prev = end
+            batch: list[Record] = []
+            encoded: list[bytes] = []
+            for pos, draft in records:
+                if pos <= prev:
+                    continue
+                record = _placed(doc, pos, prev, draft, taken)
+                try:
+                    encoded.append(_encoded(record))
+                except Damaged:
+                    if not batch:
+                        raise
+                    break  # first what comes before it
+                batch.append(record)
+                prev = pos
+            if not batch:
+                return end
+            inserted = await self._insert(encoded)
+            await self._project(*batch[:inserted])
+            if inserted == len(batch):
+                if prev == records[-1][0]:
+                    return prev
+                continue
+            # Somebody else was faster. To go on at once would be to race for each record.
+            await asyncio.sleep(random.uniform(0, LOST_RACE_PAUSE_S))
+
+    async def _taken(self, ops: Sequence[str]) -> set[str]:
+        """Which of these operations have a record already.
+
+        The same change may come again under another position, committed once more in a shared log
+        that was founded anew. There is one answer to an operation, and the first one counts.
+        """
+        if not ops:
+            return set()
+        found = self._log.find({"ops": {"$in": list(ops)}}, {"ops": True})
+        return {op async for record in found for op in record["ops"]}
+
+    async def _insert(self, records: Sequence[bytes]) -> int:
+        """Returns: how many were inserted before one found its place taken."""
+        started = time.perf_counter()
+        inserted = len(records)
+        try:
+            await self._log.insert_many([*map(RawBSONDocument, records)], ordered=True)
+        except BulkWriteError as exc:
+            errors = exc.details.get("writeErrors", ())
+            if exc.details.get("writeConcernErrors") or any(
+                error["code"] != mongo_projection.DUPLICATE_KEY for error in errors
+            ):
+                raise
+            inserted = int(exc.details["nInserted"])
+        self.stats.commits += 1
+        self.stats.commit_seconds += time.perf_counter() - started
+        return inserted
+
+    async def book(self, user_id: UserId, exercise: str) -> BookRows:
+        """What one user's sets of one exercise are worth, and what they have won.
+
+        Records that were inserted before, by whomever, are in it.
+        """
+        with self._telling("read"):
+            of = {"user_id": user_id, "exercise": exercise}
+            await self._sweep({"scores": {"$elemMatch": of}})
+            return await mongo_records.book(self._db, user_id, exercise)
 
     # -- projecting -------------------------------------------------------------------------
 
-    async def _project(self, record: Record) -> None:
-        if "pending" in record:
-            await mongo_projection.project(self._db, record)
-            self._projected.add(record["_id"])
-
-    async def _catch_up(self, record: Record) -> None:
-        """Project a record that was read, unless it is known to be."""
-        if record["_id"] not in self._projected:
-            await self._project(record)
+    async def _project(self, *records: Record) -> None:
+        """Project those of the records that are marked, unless they are known to be projected."""
+        marked = [
+            record
+            for record in records
+            if "pending" in record and record["_id"] not in self._projected
+        ]
+        if marked:
+            await mongo_projection.project(self._db, *marked)
+            self._projected.update(record["_id"] for record in marked)
 
     async def _settle(self) -> None:
         """See to it that nothing is missing where we read beside the log."""
         if not self._unsettled:
             return
         async with self._settling:
-            docs = sorted(self._unsettled)
-            for start in range(0, len(docs), CHUNK):
-                await self._sweep({"doc": {"$in": docs[start : start + CHUNK]}})
-            self._unsettled.difference_update(docs)
+            doubts = sorted(self._unsettled.items(), key=lambda doubt: doubt[0])
+            for start in range(0, len(doubts), CHUNK):
+                docs = [doc for doc, _ in doubts[start : start + CHUNK]]
+                await self._sweep({"doc": {"$in": docs}})
+            for doc, doubt in doubts:
+                self._settled(doc, doubt)
 
     async def _sweep(self, which: Mapping[str, Any]) -> None:
         """Project all records that are marked as pending."""
         found = self._log.find({"pending": True, **which}, {"yjs": False}, sort=[("pos", 1)])
-        async for record in found:
-            await self._catch_up(record)
+        while records := await found.to_list(PERSISTED_AT_ONCE):
+            await self._project(*records)
 
     async def _unmark(self) -> None:
         done = list(self._projected)
@@ -344,29 +492,32 @@ class MongoStore:
         raise _damaged(name, seq)
 
     async def _load(self, doc: str) -> Loaded | None:
+        doubt = self._unsettled.get(doc)
         row = await self._db["documents"].find_one({"_id": doc})
-        after = row["snapshot_pos"] if row is not None else 0
-        found = self._log.find({"doc": doc, "pos": {"$gt": after}}, sort=[("pos", 1)])
-        records = await found.to_list()
-        if records:
-            await self._catch_up(records[-1])
-            row = row or await self._db["documents"].find_one({"_id": doc})
+        if row is None:
+            # Maybe its first record has not been projected.
+            await self._sweep({"doc": doc})
+            row = await self._db["documents"].find_one({"_id": doc})
         if row is None:
             return None
-        updates, seq = [], row["snapshot_seq"]
-        for pos, record in enumerate(records, after + 1):
-            if record["pos"] != pos or "expires_ms" in record:
+        pos, seq = row["snapshot_pos"], row["snapshot_seq"]
+        found = self._log.find({"doc": doc, "pos": {"$gt": pos}}, sort=[("pos", 1)])
+        records = await found.to_list()
+        updates = []
+        for record in records:
+            if mongo_log.prev_of(record) != pos or "expires_ms" in record:
                 raise _Moved(seq)
+            pos, seq = record["pos"], record["seq"]
             if "yjs" in record:
-                seq = record["seq"]
                 if not mongo_log.is_intact(record["yjs"], record["crc"]):
                     raise _damaged(doc, seq)
                 updates.append(record["yjs"])
+        await self._project(*records)
         snapshot, members, awards, client_ids, removed = await asyncio.gather(
             self._snapshot(row), *(self._rows(name, doc) for name in _BESIDE)
         )
         self._remember(doc, _head_of(row, records[-1] if records else None))
-        self._unsettled.discard(doc)
+        self._settled(doc, doubt)
         return Loaded(
             snapshot,
             updates,
@@ -458,6 +609,8 @@ class MongoStore:
         )
         if last is None:
             return False
+        # Who opens the document reads on behind the snapshot, and what it covers is stripped.
+        await self._sweep({"doc": doc, "pos": {"$lte": last["pos"]}})
         id_ = str(ObjectId())
         sizes = range(0, max(len(snapshot), 1), SNAPSHOT_PART_BYTES)
         await self._db["snapshots"].insert_many(
@@ -551,7 +704,9 @@ class MongoStore:
     # -- failing ----------------------------------------------------------------------------
 
     @contextmanager
-    def _telling(self, what: str, *, timeout_s: float | None = None) -> Iterator[None]:
+    def _telling(
+        self, what: str, *, timeout_s: float | None = None, quietly: bool = False
+    ) -> Iterator[None]:
         """A failure of MongoDB's within the block, or taking too long, is `Unavailable`."""
         if self._is_closed:
             raise Unavailable("the store is closed")
@@ -560,7 +715,8 @@ class MongoStore:
                 yield
         except PyMongoError as exc:
             self.stats.failures += 1
-            log.error("the store cannot be %s", what, extra={"cause": str(exc)})
+            level = logging.DEBUG if quietly else logging.ERROR
+            log.log(level, "the store cannot be %s", what, extra={"cause": str(exc)})
             cause = StorageError(explain(exc))
             raise Unavailable(f"the store cannot be {what} now", retry_after_ms=1_000) from cause
 
@@ -611,6 +767,35 @@ def _head_of(row: Record, last: Record | None) -> Head:
     if last is None:
         return Head(row["snapshot_pos"], row["snapshot_seq"], row["listed_at"])
     return Head(last["pos"], last["seq"], row["listed_at"])
+
+
+def _portion(records: Sequence[tuple[int, Record]], start: int) -> Sequence[tuple[int, Record]]:
+    """So many of them, from `start` on, as may go in one batch; one at least, if there is one."""
+    size_bytes = 0
+    for index in range(start, min(len(records), start + PERSISTED_AT_ONCE)):
+        size_bytes += len(records[index][1].get("yjs", b""))
+        if size_bytes > PERSISTED_AT_ONCE_BYTES and index > start:
+            return records[start:index]
+    return records[start : start + PERSISTED_AT_ONCE]
+
+
+def _placed(doc: str, pos: int, prev: int, draft: Record, taken: set[str]) -> Record:
+    """The record to insert, without operations that are `taken`; its own are from then on."""
+    record = mongo_log.placed(draft, doc, pos=pos, seq=pos, prev=prev)
+    if "ops" in record:
+        # The index is sparse: a record that has none must not have an empty list.
+        ops = [op for op in dict.fromkeys(record.pop("ops")) if op not in taken]
+        taken.update(ops)
+        if ops:
+            record["ops"] = ops
+    return record
+
+
+def _encoded(record: Record) -> bytes:
+    try:
+        return mongo_log.encode(record)
+    except (TooLarge, bson.errors.BSONError, OverflowError, ValueError, TypeError) as exc:
+        raise Damaged(f"at position {record['pos']} is nothing for MongoDB: {exc}") from exc
 
 
 def _members(rows: Sequence[Record]) -> dict[UserId, Member]:

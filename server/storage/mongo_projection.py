@@ -1,7 +1,8 @@
 """What is read without the log, made of its records: lists, members, scores, awards and the like.
 
-Each step may be repeated, and may come too late: it changes nothing where a later record of the
-document has been here already (`pos`), or where the first one counts.
+Each step may be repeated, by several at once, and may come too late or too early: what comes of
+it all is the same in any order. Rows carry the position that they are of (`pos`). Where the latest
+record of the document counts, an earlier one changes nothing; where the first one counts, a later.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ Operation = UpdateOne | DeleteOne
 DUPLICATE_KEY = 11_000
 
 
-async def project(db: Database, record: Record) -> None:
-    """Write what follows from one record."""
+async def project(db: Database, *records: Record) -> None:
+    """Write what follows from these records."""
+    by_collection: dict[str, list[Operation]] = {}
+    for record in records:
+        for collection, operations in _operations(record).items():
+            by_collection.setdefault(collection, []).extend(operations)
     await asyncio.gather(
         *(
             _write(db, collection, operations)
-            for collection, operations in _operations(record).items()
+            for collection, operations in by_collection.items()
             if operations
         )
     )
@@ -55,15 +60,17 @@ def _operations(record: Record) -> dict[str, list[Operation]]:
         ],
         "scores": [_of_score(doc, pos, score) for score in record.get("scores", ())],
         "awards": [
-            _if_first(key(doc, award["set_id"], award["type"]), {**of_doc, **award})
+            _if_first(key(doc, award["set_id"], award["type"]), pos, {**of_doc, **award})
             for award in record.get("awards", ())
         ],
         "client_ids": [
-            _if_first(key(doc, client_id), {**of_doc, "client_id": client_id, "user_id": user_id})
+            _if_first(
+                key(doc, client_id), pos, {**of_doc, "client_id": client_id, "user_id": user_id}
+            )
             for client_id, user_id in record.get("client_ids", ())
         ],
         "removed_exercises": [
-            _if_first(key(doc, exercise_id), {**of_doc, "exercise_id": exercise_id})
+            _if_first(key(doc, exercise_id), pos, {**of_doc, "exercise_id": exercise_id})
             for exercise_id in record.get("removed_exercises", ())
         ],
     }
@@ -125,17 +132,35 @@ def _if_later(id_: str, pos: int, fields: dict[str, Any]) -> UpdateOne:
     )
 
 
-def _if_first(id_: str, fields: dict[str, Any]) -> UpdateOne:
-    return UpdateOne({"_id": id_}, {"$setOnInsert": fields}, upsert=True)
+def _if_first(id_: str, pos: int, fields: dict[str, Any]) -> UpdateOne:
+    # Rows of the first schema have no position: they were written in the order of the log.
+    return UpdateOne(
+        {"_id": id_, "pos": {"$gt": pos}}, {"$set": {**fields, "pos": pos}}, upsert=True
+    )
 
 
 async def _write(db: Database, collection: str, operations: Sequence[Operation]) -> None:
+    # An upsert that finds none but a row that counts more tries to insert one beside it, in vain:
+    # so it should. But it also does so in vain if somebody else inserts the row at that moment,
+    # maybe one that counts less. The second time the row is there.
+    for _ in range(2):
+        taken = await _write_once(db, collection, operations)
+        operations = [operations[index] for index in taken]
+        if not operations:
+            return
+
+
+async def _write_once(
+    db: Database, collection: str, operations: Sequence[Operation]
+) -> Sequence[int]:
+    """Returns: which of the operations found their `_id` taken."""
     try:
         await db[collection].bulk_write(operations, ordered=False)
     except BulkWriteError as exc:
-        # An upsert that finds a later row tries to insert one beside it: it came too late.
         errors = exc.details.get("writeErrors", ())
         if exc.details.get("writeConcernErrors") or any(
             error["code"] != DUPLICATE_KEY for error in errors
         ):
             raise
+        return [error["index"] for error in errors]
+    return ()

@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from crdt.ids import DocName, UserId
 from crdt.ports import Entry
 from crdt.records import Award, RecordType, Score
-from server.storage.mongo_log import RECORD_TYPES, book_key, key, sane, score_key, whole
+from server.storage.mongo_log import (
+    RECORD_TYPES,
+    award_of,
+    book_key,
+    key,
+    sane,
+    score_key,
+    whole,
+)
 from server.storage.mongo_projection import Database
 
 Values = Mapping[str, float]
+CHUNK = 10_000
+
+
+class BookRow(NamedTuple):
+    """What one set is worth; no values if it has been removed, counts for nothing, or is one of
+    another exercise now."""
+
+    doc: DocName
+    set_id: str
+    values: Values
+
+
+class BookRows(NamedTuple):
+    """One user's book of one exercise: all sets, and what these have won, in this exercise or in
+    another one before."""
+
+    rows: Sequence[BookRow]
+    awards: Sequence[tuple[DocName, Award]]
+
+
+async def book(db: Database, user_id: UserId, exercise: str) -> BookRows:
+    """All that stands in a book."""
+    rows = []
+    async for row in db["scores"].find({"of": book_key(user_id, exercise)}):
+        _, _, doc, set_id = json.loads(row["_id"])
+        rows.append(BookRow(DocName.parse(doc), set_id, _values(row)))
+    prizes = [key(str(row.doc), row.set_id, type_) for row in rows for type_ in RECORD_TYPES]
+    awards = []
+    for start in range(0, len(prizes), CHUNK):
+        which = {"_id": {"$in": prizes[start : start + CHUNK]}}
+        async for given in db["awards"].find(which):
+            awards.append((DocName.parse(given["doc"]), award_of(given)))
+    return BookRows(rows, awards)
 
 
 def books(entries: Iterable[Entry]) -> list[str]:

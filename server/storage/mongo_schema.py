@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from pymongo import ASCENDING, DESCENDING, IndexModel
+import logging
 
+import pymongo
+from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
+
+from server.storage.mongo_log import prev_of
 from server.storage.mongo_projection import Database
 from server.storage.port import StorageError
 
-SCHEMA_VERSION = 1
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 2
+MIGRATION_TIMEOUT_S = 3_600.0
+CHUNK = 5_000
 
 INDEXES = {
     "log": [
-        # Of two writers one alone takes a position.
+        # Of two writers one alone takes a position, and one alone comes after a record.
         IndexModel([("doc", ASCENDING), ("pos", ASCENDING)], unique=True),
+        IndexModel([("doc", ASCENDING), ("prev", ASCENDING)], unique=True),
         IndexModel("ops", unique=True, sparse=True),
         IndexModel("pending", sparse=True),
         IndexModel("expires_ms", sparse=True),
@@ -53,11 +62,32 @@ async def prepare(db: Database) -> None:
             f" (schema {found['version']}): run that version, or name another database in"
             " MONGODB_URI"
         )
+    if found is not None and found["version"] < SCHEMA_VERSION:
+        with pymongo.timeout(MIGRATION_TIMEOUT_S):
+            await _migrate(db)
+            await _index(db)
+    else:
+        await _index(db)
+    await db["meta"].update_one(_SCHEMA, {"$max": {"version": SCHEMA_VERSION}}, upsert=True)
+
+
+async def _index(db: Database) -> None:
     for collection, indexes in INDEXES.items():
         await db[collection].create_indexes(indexes)
-    if found is None:
-        await db["meta"].update_one(
-            _SCHEMA, {"$setOnInsert": {"version": SCHEMA_VERSION}}, upsert=True
+
+
+async def _migrate(db: Database) -> None:
+    """From schema 1: records get the position of the one before. May be done again, or by several
+    at once."""
+    log.warning("MongoDB's data are brought to schema %s", SCHEMA_VERSION)
+    old = db["log"].find({"prev": {"$exists": False}}, {"pos": True})
+    while records := await old.to_list(CHUNK):
+        await db["log"].bulk_write(
+            [
+                UpdateOne({"_id": record["_id"]}, {"$set": {"prev": prev_of(record)}})
+                for record in records
+            ],
+            ordered=False,
         )
 
 

@@ -6,13 +6,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import random
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgpack
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
     AutoReconnect,
@@ -24,16 +28,20 @@ from pymongo.errors import (
 from crdt import ids
 from crdt.access import Member
 from crdt.errors import Conflict, NotFound, TooLarge, Unavailable
-from crdt.ids import DocKind, UserId
+from crdt.ids import ConnectionId, DocKind, UserId
+from crdt.ports import Append, Author, Entry, Stored
+from crdt.records import Award
 from crdt.revocations import Revocation
-from server.storage import mongo, mongo_projection
+from server.storage import mongo, mongo_log, mongo_projection, mongo_schema
 from server.storage.mongo import MongoStore
+from server.storage.mongo_log import Damaged
 from server.storage.mongo_schema import SCHEMA_VERSION
 from server.storage.port import StorageError
 from tests.contracts.update_store import (
     ANA,
     BEN,
     LATER_MS,
+    OWNER,
     PULL_DAY,
     StoreContract,
     create,
@@ -43,6 +51,7 @@ from tests.contracts.update_store import (
     summary,
     won,
 )
+from tests.helpers import mongo_servers
 from tests.helpers.mongo_servers import MongoProcess, Proxy
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
 
@@ -492,14 +501,536 @@ async def test_a_document_that_there_is_not_takes_no_record(store: MongoStore) -
     assert await store.load(LEG_DAY) is None
 
 
+# -- records that were committed elsewhere ------------------------------------------------------
+
+EPOCH_STRIDE = 100_000
+SQUAT = "name:squat"
+
+
+def drafted(batch: Append, *awards: Award, seq: int = 0) -> dict[str, Any]:
+    """What another log holds of a record, of which its first entry won these."""
+    by_entry = [awards, *([()] * (len(batch.entries) - 1))]
+    by_set: dict[str, dict[str, Award]] = {}
+    for award in awards:
+        by_set.setdefault(award.set_id, {})[award.type] = award
+    return mongo_log.draft(batch, by_entry, Stored(seq, by_set, [by_set]), NOW_MS)
+
+
+CREATED = drafted(record(b"created", entry(members=[OWNER]), creates=True))
+FIRST_SQUAT = Award("s", ANA, SQUAT, "weight", 100, None)
+
+
+def moved(updates: Mapping[int, bytes]) -> list[tuple[int, dict[str, Any]]]:
+    return [(pos, drafted(record(update))) for pos, update in updates.items()]
+
+
+async def chain(raw: Database, doc: ids.DocName = LEG_DAY) -> list[int]:
+    """The positions of a document's records, once they are known to be one chain."""
+    records = await raw["log"].find({"doc": str(doc)}, sort=[("pos", 1)]).to_list()
+    positions = [found["pos"] for found in records]
+    assert [found["prev"] for found in records] == [0, *positions][:-1]
+    return positions
+
+
+async def test_a_record_that_was_moved_here_is_the_same_in_all(
+    store: MongoStore, raw: Database
+) -> None:
+    assert await store.last(LEG_DAY) is None
+    assert await store.persist(LEG_DAY, [(1, CREATED)]) == 1
+    packed = mongo_log.pack(drafted(record(b"a", everything()), FIRST_SQUAT))
+    assert await store.persist(LEG_DAY, [(2, mongo_log.unpack(packed))]) == 2
+    assert await store.persist(LEG_DAY, [(3, drafted(record(None)))]) == 3
+    assert await store.last(LEG_DAY) == (3, NOW_MS, 0)
+    loaded = await store.load(LEG_DAY)
+    assert loaded is not None
+    assert (list(loaded.updates), loaded.seq) == ([b"created", b"a"], 3)
+    assert await chain(raw) == [1, 2, 3]
+    await assert_everything(store)
+
+
+async def test_moving_the_same_again_changes_nothing(store: MongoStore, raw: Database) -> None:
+    records = [(1, CREATED), (2, drafted(record(b"a", everything()), FIRST_SQUAT))]
+    assert await store.persist(LEG_DAY, records) == 2
+    before = await store.load(LEG_DAY)
+    assert await store.persist(LEG_DAY, records) == 2
+    assert await store.persist(LEG_DAY, [*records, *moved({3: b"b"})]) == 3
+    assert await store.persist(LEG_DAY, []) == 3
+    loaded = await store.load(LEG_DAY)
+    assert before is not None
+    assert loaded is not None
+    assert list(loaded.updates) == [*before.updates, b"b"]
+    assert (loaded.members, loaded.awards) == (before.members, before.awards)
+
+
+async def test_what_was_moved_here_goes_on_where_appends_ended(
+    store: MongoStore, other: MongoStore, raw: Database
+) -> None:
+    await create(store)
+    await store.append(record(None))
+    last = await other.last(LEG_DAY)
+    assert last == (2, NOW_MS, 0)
+    at = last.pos + EPOCH_STRIDE
+    assert await other.persist(LEG_DAY, moved({at + 1: b"a", at + 2: b"b"})) == at + 2
+    with pytest.raises(Unavailable):  # whoever had seen the log's end before
+        await store.append(record(b"late"))
+    assert (await store.append(record(b"c"))).seq == at + 3
+    assert await stored(other) == [b"created", b"a", b"b", b"c"]
+    assert await chain(raw) == [1, 2, at + 1, at + 2, at + 3]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1_000])
+async def test_a_long_backlog_arrives_whole_and_in_order(
+    store: MongoStore, raw: Database, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(mongo, "PERSISTED_AT_ONCE", at_once)
+    monkeypatch.setattr(mongo, "PERSISTED_AT_ONCE_BYTES", 100)
+    updates = {pos: bytes([pos]) * pos for pos in range(2, 60)}
+    assert await store.persist(LEG_DAY, [(1, CREATED), *moved(updates)]) == 59
+    assert await stored(store) == [b"created", *updates.values()]
+    assert await chain(raw) == list(range(1, 60))
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+def shaky(store: MongoStore, dice: random.Random) -> None:
+    """Let it pause between any two steps of moving, and be killed there now and then."""
+
+    def shake(step: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def shaken(*args: Any) -> Any:
+            await pause()
+            result = await step(*args)
+            await pause()
+            return result
+
+        return shaken
+
+    async def pause() -> None:
+        await asyncio.sleep(dice.choice([0, 0, 0.001, 0.02]))
+        if dice.random() < 0.05:
+            raise Killed
+
+    for name in ("_last", "_insert", "_project"):
+        setattr(store, name, shake(getattr(store, name)))
+
+
+async def test_movers_of_the_same_records_never_harm_each_other(
+    mongo_uri: str, raw: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo, "PERSISTED_AT_ONCE", 5)
+    monkeypatch.setattr(mongo, "LOST_RACE_PAUSE_S", 0.005)
+    updates = {pos: pos.to_bytes(3) for pos in [*range(2, 40), *range(100_039, 100_080)]}
+    sets = {pos: Award(f"s{pos}", ANA, SQUAT, "weight", pos, None) for pos in updates}
+    records = [
+        (1, CREATED),
+        *(
+            (
+                pos,
+                drafted(
+                    record(
+                        update,
+                        entry(
+                            op_id=f"op{pos}",
+                            answer=lambda stored: {"ok": True},
+                            scores=[score(sets[pos].set_id, weight=pos)],
+                            client_ids=[(7, UserId(f"user{pos}"))],
+                        ),
+                        title=f"Day {pos}",
+                    ),
+                    sets[pos],
+                ),
+            )
+            for pos, update in updates.items()
+        ),
+    ]
+
+    positions = [pos for pos, _ in records]
+
+    async def move(number: int) -> None:
+        """Move all of it, in parts; begin again as another process each time one is killed."""
+        dice = random.Random(number)
+        while True:
+            async with opening(mongo_uri) as mover:
+                shaky(mover, dice)
+                try:
+                    while (last := await mover.last(LEG_DAY)) is None or last.pos < positions[-1]:
+                        there = 0 if last is None else positions.index(last.pos) + 1
+                        start = dice.randrange(there + 1)
+                        await mover.persist(LEG_DAY, records[start : there + dice.randrange(12)])
+                except Killed:
+                    continue
+                return
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*map(move, range(4)))
+    assert await chain(raw) == [1, *updates]
+    async with opening(mongo_uri) as store:
+        loaded = await store.load(LEG_DAY)
+        assert loaded is not None
+        assert (list(loaded.updates), loaded.seq) == ([b"created", *updates.values()], 100_079)
+        assert loaded.client_ids == {7: "user2"}
+        assert {id_: set(won) for id_, won in loaded.awards.items()} == {
+            award.set_id: {"weight"} for award in sets.values()
+        }
+        assert await store.summary(LEG_DAY) == summary(title="Day 100079")
+        for pos in updates:
+            assert await store.answer(ANA, f"op{pos}") == {"ok": True}
+    assert len(await raw["scores"].find().to_list()) == len(updates)
+
+
+async def test_a_late_writer_of_an_older_epoch_cannot_slip_in(
+    store: MongoStore, other: MongoStore, raw: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.persist(LEG_DAY, [(1, CREATED), *moved({2: b"a"})])
+    insert, is_reached, may_go_on = store._insert, asyncio.Event(), asyncio.Event()
+
+    async def sleep_before(batch: Any) -> int:
+        is_reached.set()
+        await may_go_on.wait()
+        return await insert(batch)
+
+    monkeypatch.setattr(store, "_insert", sleep_before)
+    late = asyncio.ensure_future(store.persist(LEG_DAY, moved({3: b"lost", 4: b"lost"})))
+    await is_reached.wait()
+    assert await other.persist(LEG_DAY, moved({100_003: b"b"})) == 100_003
+    may_go_on.set()
+    assert await late == 100_003
+    assert await stored(store) == [b"created", b"a", b"b"]
+    assert await chain(raw) == [1, 2, 100_003]
+
+
+async def test_the_same_change_under_another_position_stops_nobody(
+    store: MongoStore, raw: Database
+) -> None:
+    again = drafted(record(b"a", everything()), FIRST_SQUAT)
+    better = Award("s", ANA, SQUAT, "weight", 100, 90)
+    await store.persist(LEG_DAY, [(1, CREATED), (2, again)])
+    records = [(100_002, drafted(record(b"a", everything()), better)), *moved({100_003: b"b"})]
+    assert await store.persist(LEG_DAY, records) == 100_003
+    assert await stored(store) == [b"created", b"a", b"a", b"b"]
+    loaded = await store.load(LEG_DAY)
+    assert loaded is not None
+    assert loaded.awards == {"s": {"weight": FIRST_SQUAT}}
+    await assert_everything(store)
+    with_op = await raw["log"].find({"ops": {"$exists": True}}).to_list()
+    assert [found["pos"] for found in with_op] == [2]
+
+
+async def test_an_operation_that_comes_twice_in_one_batch_is_kept_once(
+    store: MongoStore, raw: Database
+) -> None:
+    twice = drafted(record(b"a", everything()), FIRST_SQUAT)
+    assert await store.persist(LEG_DAY, [(1, CREATED), (2, twice), (3, twice)]) == 3
+    with_op = await raw["log"].find({"ops": {"$exists": True}}).to_list()
+    assert [found["pos"] for found in with_op] == [2]
+    await assert_everything(store)
+
+
+async def test_moving_that_was_cut_short_is_repaired_by_who_opens_the_document(
+    store: MongoStore, other: MongoStore
+) -> None:
+    records = [
+        (1, CREATED),
+        (2, drafted(record(b"a", everything(), title="Older"), FIRST_SQUAT)),
+        (3, drafted(record(b"b")._replace(summary=None))),
+    ]
+    with cut_short(), pytest.raises(Unavailable):
+        await store.persist(LEG_DAY, records)
+    assert await other.summary(LEG_DAY) is None
+    assert await stored(other) == [b"created", b"a", b"b"]
+    assert await store.summary(LEG_DAY) == summary(title="Older")
+    assert await store.persist(LEG_DAY, [*records, *((4, drafted(record(b"c"))),)]) == 4
+    await assert_everything(store)
+
+
+async def test_a_snapshot_of_what_another_left_unfinished_takes_nothing_along(
+    store: MongoStore, other: MongoStore
+) -> None:
+    await store.persist(LEG_DAY, [(1, CREATED)])
+    with cut_short(), pytest.raises(Unavailable):
+        await store.persist(LEG_DAY, [(2, drafted(record(b"a", everything()), FIRST_SQUAT))])
+    assert await other.compact(LEG_DAY, b"snapshot", upto=2, base=0)
+    loaded = await other.load(LEG_DAY)
+    assert loaded is not None
+    assert (loaded.snapshot, list(loaded.updates)) == (b"snapshot", [])
+    await assert_everything(other)
+
+
+async def test_snapshots_of_a_log_that_jumps_lose_nothing(
+    store: MongoStore, raw: Database, mongo_uri: str
+) -> None:
+    at = EPOCH_STRIDE
+    await store.persist(LEG_DAY, [(1, CREATED), (2, drafted(record(None))), *moved({at: b"a"})])
+    assert not await store.compact(LEG_DAY, b"of nothing that is here", upto=3, base=0)
+    assert await store.compact(LEG_DAY, b"upto 2", upto=2, base=0)
+    assert await store.last(LEG_DAY) == (at, NOW_MS, 2)
+    assert await stored(store) == [b"a"]
+    await store.persist(LEG_DAY, moved({at + 1: b"b", 2 * at: b"c"}))
+    assert not await store.compact(LEG_DAY, b"older", upto=at, base=1)
+    assert await store.compact(LEG_DAY, b"newer", upto=at + 1, base=2)
+    loaded = await store.load(LEG_DAY)
+    assert loaded is not None
+    assert (loaded.snapshot, list(loaded.updates)) == (b"newer", [b"c"])
+    assert (loaded.snapshot_seq, loaded.seq) == (at + 1, 2 * at)
+    assert await store.compact(LEG_DAY, b"newest", upto=2 * at, base=at + 1)
+    await raw["log"].update_many({"doc": str(LEG_DAY)}, {"$set": {"expires_ms": 1}})
+    async with opening(mongo_uri) as again:  # which deletes what was kept for long enough
+        assert await raw["log"].find().to_list() == []
+        assert await again.last(LEG_DAY) == (2 * at, NOW_MS, 2 * at)
+        assert await again.persist(LEG_DAY, moved({2 * at + 1: b"d"})) == 2 * at + 1
+        assert await stored(again) == [b"d"]
+
+
+async def test_a_room_is_read_right_while_others_move_and_make_snapshots(
+    store: MongoStore, other: MongoStore, mongo_uri: str
+) -> None:
+    await store.persist(LEG_DAY, [(1, CREATED)])
+    is_over = False
+
+    async def move() -> None:
+        nonlocal is_over
+        for pos in range(2, 80, 3):
+            await store.persist(LEG_DAY, moved({p: bytes([p]) for p in range(pos, pos + 3)}))
+        is_over = True
+
+    async def shorten(compactor: MongoStore) -> None:
+        while not is_over:
+            loaded = await compactor.load(LEG_DAY)
+            assert loaded is not None
+            await compactor.compact(
+                LEG_DAY, bytes(loaded.seq), upto=loaded.seq, base=loaded.snapshot_seq
+            )
+
+    moving = asyncio.ensure_future(move())
+    async with opening(mongo_uri) as third:
+        shortening = [asyncio.ensure_future(shorten(each)) for each in (other, third)]
+        while not is_over:
+            loaded = await store.load(LEG_DAY)
+            assert loaded is not None
+            # A snapshot of this test is as long as what it stands for.
+            assert len(loaded.snapshot or b"") == loaded.snapshot_seq
+            assert loaded.seq == loaded.snapshot_seq + len(loaded.updates)
+            assert not moving.done() or moving.exception() is None
+        await asyncio.gather(moving, *shortening)
+    loaded = await store.load(LEG_DAY)
+    assert loaded is not None
+    assert loaded.seq == 79
+
+
+async def test_what_mongodb_cannot_hold_is_told_once_all_before_it_is_stored(
+    store: MongoStore,
+) -> None:
+    too_large = drafted(record(b"x" * mongo_log.MAX_RECORD_BYTES))
+    odd = {**drafted(record(b"b")), "members": [object()]}
+    for bad in (too_large, odd):
+        with pytest.raises(Damaged):
+            await store.persist(
+                LEG_DAY, [(1, CREATED), *moved({2: b"a"}), (3, bad), *moved({4: b"b"})]
+            )
+        assert await stored(store) == [b"created", b"a"]
+
+
+async def test_a_mongodb_that_stalls_holds_no_mover_for_long(
+    distant: MongoStore, store: MongoStore, proxy: Proxy
+) -> None:
+    await distant.persist(LEG_DAY, [(1, CREATED)])
+    proxy.hold()
+    async with asyncio.timeout(DEADLINE_S):
+        for asked in (distant.persist(LEG_DAY, moved({2: b"a"})), distant.last(LEG_DAY)):
+            with pytest.raises(Unavailable):
+                await asked
+    proxy.release()
+    await recovered(distant)
+    assert await distant.persist(LEG_DAY, moved({2: b"a", 3: b"b"})) == 3
+    assert await stored(store) == [b"created", b"a", b"b"]
+
+
+async def test_a_book_holds_all_sets_and_what_they_have_won(
+    store: MongoStore, other: MongoStore
+) -> None:
+    await store.persist(LEG_DAY, [(1, CREATED)])
+    await create(store, PULL_DAY)
+    await log_set(store, score("p", weight=80), score("b", ANA, "name:bench", reps=9), doc=PULL_DAY)
+    await log_set(store, score("x", BEN, weight=500), doc=PULL_DAY)
+    with cut_short(), pytest.raises(Unavailable):  # its scores are not in the book yet
+        await store.persist(LEG_DAY, [(2, drafted(record(b"a", everything()), FIRST_SQUAT))])
+    await log_set(store, score("p", weight=85, volume=900), score("gone"), doc=PULL_DAY)
+    book = await other.book(ANA, SQUAT)
+    assert sorted(book.rows, key=str) == [
+        (LEG_DAY, "s", {"weight": 100}),
+        (PULL_DAY, "gone", {}),
+        (PULL_DAY, "p", {"volume": 900, "weight": 85}),
+    ]
+    assert {(str(doc), award.set_id, award.type, award.value) for doc, award in book.awards} == {
+        (str(LEG_DAY), "s", "weight", 100),
+        (str(PULL_DAY), "p", "weight", 80),
+        (str(PULL_DAY), "p", "volume", 900),
+    }
+    assert await other.book(BEN, "name:bench") == ([], [])
+
+
+@settings(max_examples=25)
+@given(order=st.permutations(range(6)), again=st.lists(st.integers(0, 5), max_size=4))
+def test_what_follows_from_records_is_the_same_in_any_order(
+    mongo_server: str, order: list[int], again: list[int]
+) -> None:
+    """Several movers, each with some of the records, and one that comes late with the first."""
+    records = [
+        mongo_log.placed(
+            drafted(
+                record(
+                    bytes([number]),
+                    entry(
+                        members=[Member(BEN, "coach" if number % 2 else "", "Ben")],
+                        scores=[score("s", weight=100 + number)],
+                        client_ids=[(7, UserId(f"user{number}"))],
+                        removed_exercises=["squat"],
+                    ),
+                    title=f"Day {number}",
+                ),
+                Award("s", ANA, SQUAT, "weight", 100 + number, None),
+            ),
+            str(LEG_DAY),
+            pos=number + 1,
+            seq=number + 1,
+            prev=number,
+        )
+        for number in range(6)
+    ]
+
+    async def project() -> None:
+        async with mongo_servers.database_at(mongo_server) as uri:
+            client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
+            db = client.get_default_database()
+            await mongo_projection.project(db, *(records[number] for number in order[:2]))
+            together = (mongo_projection.project(db, records[number]) for number in order[2:])
+            await asyncio.gather(*together)
+            await mongo_projection.project(db, *(records[number] for number in again))
+            [row] = await db["documents"].find().to_list()
+            [member] = await db["members"].find().to_list()
+            [scored] = await db["scores"].find().to_list()
+            [award] = await db["awards"].find().to_list()
+            [bound] = await db["client_ids"].find().to_list()
+            [gone] = await db["removed_exercises"].find().to_list()
+            assert (row["title"], member["role"], scored["weight"]) == ("Day 5", "coach", 105)
+            assert (award["value"], bound["user_id"]) == (100, "user0")
+            assert gone["exercise_id"] == "squat"
+            await client.close()
+
+    asyncio.run(project())
+
+
+# -- a record as bytes --------------------------------------------------------------------------
+
+
+def test_a_draft_says_who_did_what_and_all_that_it_brought() -> None:
+    left = Member(BEN, "", "Ben")
+    wrote = Entry(
+        Author(BEN, "Ben", "watch", ConnectionId("c")), NOW_MS, "sync-update", members=[left]
+    )
+    batch = record(b"a", everything(), wrote)
+    draft = mongo_log.unpack(mongo_log.pack(drafted(batch, FIRST_SQUAT, seq=9)))
+    first, second = mongo_log.entries_of(draft)
+    assert second.author == Author(BEN, "Ben", "watch", ConnectionId(""))
+    assert (first.op_id, second.op_id, second.answer) == ("op", None, None)
+    assert (first.event, first.at_ms) == ("sync-update", NOW_MS)
+    assert first.answer is not None
+    assert first.answer(Stored(0)) == {"ok": True, "records": ["weight"]}
+    assert mongo_log.members_of(draft) == [Member(BEN, "coach", "Ben"), left]
+    assert mongo_log.client_ids_of(draft) == [(7, ANA)]
+    assert mongo_log.removed_exercises_of(draft) == ["squat"]
+    assert mongo_log.awards_of(draft) == {"s": {"weight": FIRST_SQUAT}}
+    assert draft["yjs"] == b"a"
+
+
+async def test_records_without_names_can_be_read(store: MongoStore, raw: Database) -> None:
+    await create(store)
+    [found] = await raw["log"].find().to_list()
+    del found["entries"][0]["name"]
+    [made] = mongo_log.entries_of(found)
+    assert (made.author.user_id, made.author.name) == (ANA, "")
+
+
+PACKED = mongo_log.pack(drafted(record(b"abc", everything()), FIRST_SQUAT))
+
+
+@given(at=st.integers(0, len(PACKED) - 1), flip=st.integers(1, 255))
+def test_a_byte_that_has_flipped_is_seen(at: int, flip: int) -> None:
+    with pytest.raises(Damaged):
+        mongo_log.unpack(PACKED[:at] + bytes([PACKED[at] ^ flip]) + PACKED[at + 1 :])
+
+
+@given(length=st.integers(0, len(PACKED) - 1))
+def test_a_record_that_was_cut_off_is_seen(length: int) -> None:
+    with pytest.raises(Damaged):
+        mongo_log.unpack(PACKED[:length])
+
+
+def sealed(value: Any) -> bytes:
+    data: bytes = msgpack.packb(value)
+    return mongo_log.checksum(data).to_bytes(4) + data
+
+
+@given(
+    st.binary(max_size=40)
+    | st.recursive(
+        st.none() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    ).map(sealed)
+)
+def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
+    with pytest.raises(Damaged):
+        mongo_log.unpack(data)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"entries": None},
+        {"entries": [{"user_id": "ana"}]},
+        {"listed_at": "now"},
+        {"listed_at": 2**63},
+        {"yjs": b"another"},
+        {"yjs": "text"},
+        {"members": [{"user_id": "ben"}]},
+        {"client_ids": [[7]]},
+        {"client_ids": [["seven", 7]]},
+        {"scores": [{"set_id": "s"}]},
+        {"awards": [[]]},
+        {"summary": {"title": "Leg day"}},
+        {"pos": 7},
+        {"doc": "workout:other"},
+        {"expires_ms": 1},
+    ],
+    ids=str,
+)
+def test_a_record_of_another_shape_is_refused(odd: dict[str, Any]) -> None:
+    with pytest.raises(Damaged):
+        mongo_log.unpack(sealed({**drafted(record(b"a", everything()), FIRST_SQUAT), **odd}))
+
+
+def test_what_a_newer_version_puts_into_a_record_stays_in_it() -> None:
+    newer = {**drafted(record(b"a")), "mood": "fine"}
+    assert mongo_log.unpack(mongo_log.pack(newer)) == newer
+
+
+def test_a_record_that_mongodb_would_not_take_is_not_packed() -> None:
+    with pytest.raises(TooLarge):
+        mongo_log.pack(drafted(record(b"x" * mongo_log.MAX_RECORD_BYTES)))
+    largest = drafted(record(b"x" * (12 * 1024 * 1024), everything()), FIRST_SQUAT)
+    assert mongo_log.unpack(mongo_log.pack(largest)) == largest
+
+
 # -- too large ----------------------------------------------------------------------------------
 
 
 async def test_a_record_that_mongodb_would_not_take_is_not_sent(store: MongoStore) -> None:
     await create(store)
     with pytest.raises(TooLarge) as refused:
-        await store.append(record(b"x" * mongo.MAX_RECORD_BYTES, everything()))
-    assert refused.value.details["limit_bytes"] == mongo.MAX_RECORD_BYTES
+        await store.append(record(b"x" * mongo_log.MAX_RECORD_BYTES, everything()))
+    assert refused.value.details["limit_bytes"] == mongo_log.MAX_RECORD_BYTES
     assert await stored(store) == [b"created"]
     assert await store.answer(ANA, "op") is None
     assert (await store.append(record(b"small"))).seq == 2
@@ -549,6 +1080,28 @@ async def test_a_damaged_snapshot_is_not_served(
 
 
 # -- opening and closing --------------------------------------------------------------------------
+
+
+async def test_data_of_the_first_schema_are_brought_forward(
+    store: MongoStore, raw: Database, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(store)
+    await store.append(record(b"a", everything()))
+    await store.compact(LEG_DAY, b"snapshot", upto=1, base=0)
+    await store.append(record(b"b"))
+    await store.revoke(Revocation("token", "t1", LATER_MS), entry("root"))
+    await store.close()
+    await raw["log"].drop_index([("doc", 1), ("prev", 1)])
+    await raw["log"].update_many({}, {"$unset": {"prev": ""}})
+    await raw["meta"].update_one({"_id": "schema"}, {"$set": {"version": 1}})
+    monkeypatch.setattr(mongo_schema, "CHUNK", 3)
+    async with opening(mongo_uri) as again, opening(mongo_uri):
+        assert await chain(raw) == [1, 2, 3]
+        assert await stored(again) == [b"a", b"b"]
+        assert await again.persist(LEG_DAY, moved({100_003: b"c"})) == 100_003
+        assert await stored(again) == [b"a", b"b", b"c"]
+    meta = await raw["meta"].find_one({"_id": "schema"})
+    assert meta["version"] == SCHEMA_VERSION
 
 
 async def test_data_of_a_newer_version_are_left_alone(
