@@ -9,7 +9,7 @@ import pytest
 
 from crdt.errors import Invalid, TooLarge
 from crdt.ids import ConnectionId
-from crdt.presence import Presence, PresenceChange
+from crdt.presence import MAX_ROOM_BYTES, Presence, PresenceChange
 from crdt.wire import (
     MAX_STATE_BYTES,
     AwarenessEntry,
@@ -237,3 +237,77 @@ def test_a_state_that_cannot_be_relayed_is_refused_and_keeps_nobody_out(
 
 def test_an_empty_frame_changes_nothing(both: Presence) -> None:
     assert hear(both, "ana") == PresenceChange()
+
+
+# -- on other instances -----------------------------------------------------------------------
+
+
+def frame(*said: Said) -> bytes:
+    return encode_awareness(AwarenessEntry(*entry) for entry in said)
+
+
+def test_who_is_on_another_instance_is_shown_and_goes_with_it(both: Presence) -> None:
+    relayed = both.hear("there", frame((500, 1, state("cyd"))))
+    assert told(relayed) == [(500, 1, state("cyd"))]
+    assert {client_id for client_id, *_ in told(both.everybody())} == {ANA, BEN, 500}
+    assert {client_id for client_id, *_ in told(both.everybody(here=True))} == {ANA, BEN}
+    assert told(both.forget("there")) == [(500, 1, None)]
+    assert both.forget("there") == b""
+    assert len(both) == 2
+
+
+def test_what_is_told_of_another_instance_twice_is_no_news(both: Presence) -> None:
+    both.hear("there", frame((500, 2, state("cyd"))))
+    assert both.hear("there", frame((500, 2, state("cyd")))) == b""
+    assert both.hear("there", frame((500, 1, None))) == b""
+    assert told(both.hear("there", frame((500, 2, None)))) == [(500, 2, None)]
+
+
+def test_who_comes_over_to_us_is_ours_whatever_the_other_instance_says_then(
+    both: Presence,
+) -> None:
+    both.hear("there", frame((500, 1, state("cyd"))))
+    change = hear(both, "cyd", (500, 2, {"set": 1}))
+    assert told(change.relay) == [(500, 2, state("cyd", set=1))]
+    assert both.hear("there", frame((500, 9, None))) == b""
+    assert both.forget("there") == b""
+    assert len(both) == 3
+
+
+def test_somebody_elses_id_cannot_be_taken_over_from_another_instance(both: Presence) -> None:
+    both.hear("there", frame((500, 1, state("cyd"))))
+    assert hear(both, "eve", (500, 2, {})) == PresenceChange()
+    assert told(both.everybody())[-1] == (500, 1, state("cyd"))
+
+
+def test_who_has_come_over_is_not_taken_away_by_where_they_were(both: Presence) -> None:
+    both.hear("first", frame((500, 1, state("cyd"))))
+    both.hear("second", frame((500, 3, state("cyd"))))
+    assert both.hear("first", frame((500, 3, None))) == b""
+    assert both.forget("first") == b""
+    assert told(both.forget("second")) == [(500, 3, None)]
+
+
+def test_of_all_that_another_instance_shows_who_is_left_out_is_gone(both: Presence) -> None:
+    both.hear("there", frame((500, 1, state("cyd")), (600, 1, state("dee"))))
+    relayed = both.hear("there", frame((600, 1, state("dee"))), is_all=True)
+    assert told(relayed) == [(500, 1, None)]
+    assert told(both.hear("there", frame(), is_all=True)) == [(600, 1, None)]
+
+
+def test_nobody_there_is_nudged_by_a_client_here(both: Presence) -> None:
+    both.hear("there", frame((500, 1, state("cyd"))))
+    assert hear(both, "ben", (500, 1, None)).nudges == ()
+
+
+def test_the_states_of_a_room_have_a_limit_together(both: Presence) -> None:
+    big = {"x": "x" * (MAX_STATE_BYTES - 100)}
+    count = MAX_ROOM_BYTES // MAX_STATE_BYTES
+    for number in range(1, 1 + count):
+        hear(both, f"user-{number}", (1_000 + number, 1, big))
+    with pytest.raises(TooLarge):
+        hear(both, "one-more", (9_998, 1, big))
+    count = len(both)
+    both.leave(ConnectionId("user-1"))
+    hear(both, "late", (9_999, 1, big))
+    assert len(both) == count

@@ -16,7 +16,7 @@ from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocKind, DocName, UserId
 from crdt.live import Connection, LiveRoom
 from crdt.memory import MemoryStore
-from crdt.ports import Answer, Author, Committed, Entry, Stored
+from crdt.ports import Answer, Author, Committed, Entry, SharedLog, Stored
 from crdt.replica import Put, Write
 from crdt.revocations import Revocation, TokenFacts
 from crdt.room import Room
@@ -48,6 +48,7 @@ class RecordingOutlet:
     commits: list[Committed] = field(default_factory=list)
     resets: list[tuple[DocName, str]] = field(default_factory=list)
     presences: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    shown: list[bytes] = field(default_factory=list)
 
     def committed(self, commit: Committed) -> None:
         self.commits.append(commit)
@@ -56,7 +57,7 @@ class RecordingOutlet:
         self.resets.append((doc, reason))
 
     def aware(self, doc: DocName, awareness: bytes) -> None:
-        raise AssertionError("nobody is on another instance")
+        self.shown.append(awareness)
 
     def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None:
         self.presences.append((event, payload))
@@ -192,6 +193,7 @@ class Bench:
     compact_after: int = 500
     max_room_members: int = 500
     max_room_connections: int = 2_000
+    shared: SharedLog | None = None
 
     def __post_init__(self) -> None:
         self.hub = self.another_hub()
@@ -206,6 +208,7 @@ class Bench:
             compact_after=self.compact_after,
             max_room_members=self.max_room_members,
             max_room_connections=self.max_room_connections,
+            shared=self.shared,
         )
 
     async def create(self, name: DocName = LEG_DAY, user_id: str = "ana") -> Answer:
