@@ -38,7 +38,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import ResponseError
 
 from crdt.errors import Invalid
-from crdt.ids import DocName
+from crdt.ids import DocName, UserId
 from server.cluster.connection import Connection
 from server.cluster.scripts import Argument, Script, checked_prefix
 
@@ -48,6 +48,7 @@ ANNOUNCE, FINISH = Script("announce"), Script("finish")
 GROUP = "movers"
 
 ANSWERS_KEPT_S = 86_400
+UNLISTED_KEPT_S = 3_600
 EPOCH_BYTES = 8
 SCAN_COUNT = 1_000
 
@@ -135,6 +136,10 @@ class RedisLog:
         self._work = f"{prefix}:work"
         self._waiting = f"{{{prefix}:work}}:waiting"
         self._timeout_s: float = redis.get_connection_kwargs().get("socket_timeout") or 1.0
+
+    async def ping(self) -> None:
+        """Ask for a word."""
+        await _plain(self._redis.ping())
 
     def channel(self, doc: DocName | None) -> str:
         """The name of a room's channel; None for the channel of all instances."""
@@ -227,6 +232,27 @@ class RedisLog:
         """What was answered to `key` by an append of the last 24 hours."""
         answer: bytes | None = await _plain(self._redis.get(self._key(doc, f"op:{key}")))
         return answer
+
+    async def unlisted(self, user_id: UserId) -> list[DocName]:
+        """Documents whose place in this user's lists may not be in MongoDB yet."""
+        found = await _plain(self._redis.smembers(self._lists(user_id)))
+        return [DocName.parse(name.decode()) for name in found]
+
+    async def mark_unlisted(self, user_ids: Iterable[UserId], doc: DocName) -> None:
+        """Say so, before it is appended what changes these users' lists."""
+        for user_id in user_ids:
+            key = self._lists(user_id)
+            await _plain(self._redis.sadd(key, str(doc)))
+            await _plain(self._redis.expire(key, UNLISTED_KEPT_S))
+
+    async def mark_listed(self, user_id: UserId, docs: Iterable[DocName]) -> None:
+        """They are in MongoDB now. What was appended meanwhile is marked anew, and may be lost:
+        to be done after the documents were moved, with those that were named before."""
+        if names := [str(doc) for doc in docs]:
+            await _plain(self._redis.srem(self._lists(user_id), *names))
+
+    def _lists(self, user_id: UserId) -> str:
+        return f"{self._prefix}:{{{user_id}}}:unlisted"
 
     async def length(self, doc: DocName) -> int:
         """How many records the stream holds."""
