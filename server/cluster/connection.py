@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, TypeAlias
+from collections.abc import Awaitable
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -31,6 +32,8 @@ from redis.exceptions import (
     TimeoutError,
     TryAgainError,
 )
+
+T = TypeVar("T")
 
 Connection: TypeAlias = Redis | RedisCluster
 
@@ -81,7 +84,8 @@ def unavailable(exc: BaseException) -> bool:
 
 
 def connect(url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Connection:
-    """A client for the Redis at `url`. Nothing is connected yet.
+    """A client for the Redis at `url`. Nothing is connected yet. `initialize` it before `pubsub`: a
+    cluster's client must know the nodes.
 
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://path`;
@@ -129,7 +133,7 @@ def _single(url: str, timeout_s: float) -> Redis:
     )
     # Made to find options that are none, which would else be found by the first command.
     pool.connection_class(**pool.connection_kwargs)
-    return Redis.from_pool(pool)
+    return _Single.from_pool(pool)
 
 
 def _by_sentinel(parts: SplitResult, timeout_s: float) -> Redis:
@@ -142,6 +146,7 @@ def _by_sentinel(parts: SplitResult, timeout_s: float) -> Redis:
     )
     client: Redis = sentinel.master_for(
         service,
+        redis_class=_Single,
         connection_pool_class=_SentinelPool,
         max_connections=MAX_CONNECTIONS,
         timeout=timeout_s,
@@ -194,14 +199,37 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
             await asyncio.gather(*(one.aclose() for one in self.sentinel_manager.sentinels))
 
 
+class _Single(Redis):
+    """One server, or the one that Sentinel names."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await _cancellable(
+            super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        )
+
+
 class _Cluster(RedisCluster):
     """Who finds no free connection waits for one: the client's own answer is an error, which would
     look like an outage under load."""
 
     def __init__(self, *, max_connections: int, **options: Any) -> None:
-        super().__init__(max_connections=max_connections, **options)
+        # Some more than are waited for: the client asks for the cluster's layout by itself.
+        super().__init__(max_connections=2 * max_connections, **options)
         self._free = asyncio.Semaphore(max_connections)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         async with self._free:
-            return await super().execute_command(*args, **options)
+            return await _cancellable(super().execute_command(*args, **options))
+
+
+async def _cancellable(command: Awaitable[T]) -> T:
+    """Before Python 3.12 `asyncio.wait_for`, by which redis-py sends, forgets that its task is to
+    end if it hears of it just when it is done. Who cancelled a loop of commands would wait for
+    ever."""
+    task = asyncio.current_task()
+    assert task is not None
+    asked = task.cancelling()
+    answer = await command
+    if task.cancelling() > asked:
+        raise asyncio.CancelledError
+    return answer

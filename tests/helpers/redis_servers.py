@@ -60,13 +60,7 @@ class RedisProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "output", "ab") as output:
             self.process = subprocess.Popen(
-                [
-                    *(demand_redis(), "--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.folder), "--save", "", "--appendonly", "yes"),
-                    *self.options,
-                ],
-                stdout=output,
-                stderr=output,
+                [demand_redis(), *self._arguments()], stdout=output, stderr=output
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
@@ -74,6 +68,13 @@ class RedisProcess:
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.02)
         return self
+
+    def _arguments(self) -> tuple[str, ...]:
+        return (
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *("--save", "", "--appendonly", "yes"),
+            *self.options,
+        )
 
     def _answers(self) -> bool:
         with Redis(port=self.port, socket_timeout=1) as client:
@@ -117,3 +118,20 @@ def cluster_of_one(folder: Path) -> RedisProcess:
             assert time.monotonic() < deadline, "the cluster does not come up"
             time.sleep(0.02)
     return node
+
+
+@dataclass
+class SentinelProcess(RedisProcess):
+    """A Sentinel that watches one Redis, alone, by the name of `service`."""
+
+    watches: RedisProcess | None = None
+    service: str = "gym"
+
+    def _arguments(self) -> tuple[str, ...]:
+        assert self.watches is not None
+        config = self.folder / "sentinel.conf"  # it writes there what it finds out
+        config.write_text(
+            f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n"
+            f"sentinel monitor {self.service} 127.0.0.1 {self.watches.port} 1\n"
+        )
+        return (str(config), "--sentinel")
