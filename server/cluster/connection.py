@@ -213,13 +213,24 @@ class _Cluster(RedisCluster):
     look like an outage under load."""
 
     def __init__(self, *, max_connections: int, **options: Any) -> None:
-        # Some more than are waited for: the client asks for the cluster's layout by itself.
-        super().__init__(max_connections=2 * max_connections, **options)
+        super().__init__(
+            # Some more than are waited for: the client asks for the cluster's layout by itself.
+            max_connections=2 * max_connections,
+            # A slot that has moved is noted. To read the whole layout instead, the client closes
+            # all connections, on which others wait for answers.
+            reinitialize_steps=0,
+            **options,
+        )
         self._free = asyncio.Semaphore(max_connections)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         async with self._free:
-            return await _cancellable(super().execute_command(*args, **options))
+            return await _cancellable(self._execute_knowing_the_layout(*args, **options))
+
+    async def _execute_knowing_the_layout(self, *args: Any, **options: Any) -> Any:
+        # By itself the client chooses the node of its first command, then reads the layout.
+        await self.initialize()
+        return await super().execute_command(*args, **options)
 
 
 async def _cancellable(command: Awaitable[T]) -> T:

@@ -251,7 +251,8 @@ class RedisLog:
         """
         channel = self.channel(doc)
         if isinstance(self._redis, RedisCluster):
-            told = await _plain(self._redis.pubsub_numsub(channel))
+            everywhere = RedisCluster.ALL_NODES
+            told = await _plain(self._redis.pubsub_numsub(channel, target_nodes=everywhere))
             if any(count for _, count in told):
                 return False
         keys = [self._key(doc, "head"), self._key(doc, "log")]

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import ConnectionError as RedisConnectionError
@@ -76,6 +77,11 @@ class RedisProcess:
             *self.options,
         )
 
+    def run(self, *command: str | int) -> Any:
+        """One command, to this server alone."""
+        with Redis(port=self.port, socket_timeout=START_TIMEOUT_S) as client:
+            return client.execute_command(*command)
+
     def _answers(self) -> bool:
         with Redis(port=self.port, socket_timeout=1) as client:
             try:
@@ -106,18 +112,44 @@ class RedisProcess:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def cluster_of_one(folder: Path) -> RedisProcess:
-    """A started Redis Cluster whose one node has all slots."""
-    # Nodes talk to each other at the port 10,000 above.
-    port = next(port for port in iter(free_port, 0) if port + 10_000 < 65_536)
-    node = RedisProcess(folder, port, options=("--cluster-enabled", "yes")).start()
-    with Redis(port=port) as client:
-        client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+@dataclass
+class ClusterProcesses:
+    """A Redis Cluster of two nodes, each with half of the slots."""
+
+    folder: Path
+    nodes: list[RedisProcess] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
+    def start(self) -> ClusterProcesses:
+        """Start it, and wait until all of it serves."""
+        for name in ("first", "second"):
+            # Nodes talk to each other at the port 10,000 above.
+            port = next(port for port in iter(free_port, 0) if port + 10_000 < 65_536)
+            options = ("--cluster-enabled", "yes")
+            self.nodes.append(RedisProcess(self.folder / name, port, options).start())
+        for epoch, (node, slots) in enumerate(
+            zip(self.nodes, (range(8_192), range(8_192, 16_384)), strict=True), start=1
+        ):
+            node.run("CLUSTER ADDSLOTS", *slots)
+            node.run("CLUSTER SET-CONFIG-EPOCH", epoch)
+        self.nodes[0].run("CLUSTER MEET", "127.0.0.1", self.nodes[1].port)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+        while not all(self._serves(node) for node in self.nodes):
             assert time.monotonic() < deadline, "the cluster does not come up"
             time.sleep(0.02)
-    return node
+        return self
+
+    @staticmethod
+    def _serves(node: RedisProcess) -> bool:
+        info = node.run("CLUSTER INFO")
+        return (info["cluster_state"], info["cluster_size"]) == ("ok", "2")
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
 
 
 @dataclass
