@@ -1,8 +1,8 @@
 """Connections to Redis: one address for a single server, Sentinel or a Redis Cluster.
 
 A client that `connect` returns tries each command once: whether it may be repeated is known to the
-caller alone. It owns its connections; `aclose` ends them. Redis being away is not noticed before
-the first command.
+caller alone. When Redis cannot do it now, it raises one of `ERRORS`; that Redis is away is not
+noticed before the first command. The client owns its connections; `aclose` ends them.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class _Single(Redis):
     """One server, or the one that Sentinel names."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        return await _cancellable(
+        return await _outcome(
             super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         )
 
@@ -225,7 +225,7 @@ class _Cluster(RedisCluster):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         async with self._free:
-            return await _cancellable(self._execute_knowing_the_layout(*args, **options))
+            return await _outcome(self._execute_knowing_the_layout(*args, **options))
 
     async def _execute_knowing_the_layout(self, *args: Any, **options: Any) -> Any:
         # By itself the client chooses the node of its first command, then reads the layout.
@@ -233,14 +233,22 @@ class _Cluster(RedisCluster):
         return await super().execute_command(*args, **options)
 
 
-async def _cancellable(command: Awaitable[T]) -> T:
-    """Before Python 3.12 `asyncio.wait_for`, by which redis-py sends, forgets that its task is to
-    end if it hears of it just when it is done. Who cancelled a loop of commands would wait for
-    ever."""
+async def _outcome(command: Awaitable[T]) -> T:
+    """What redis-py makes of a command, with two things put right.
+
+    Before Python 3.12 `asyncio.wait_for`, by which it sends, forgets that its task is to end if it
+    hears of it just when it is done. Who cancelled a loop of commands would wait for ever. And what
+    it has no class for becomes `NotNow`, if that is what it says.
+    """
     task = asyncio.current_task()
     assert task is not None
     asked = task.cancelling()
-    answer = await command
+    try:
+        answer = await command
+    except ResponseError as exc:
+        if isinstance(exc, ERRORS) or not unavailable(exc):
+            raise
+        raise NotNow(str(exc)) from exc
     if task.cancelling() > asked:
         raise asyncio.CancelledError
     return answer

@@ -125,9 +125,10 @@ class RedisLog:
     """The logs of all documents, in one Redis."""
 
     def __init__(self, redis: Connection, prefix: str = "repsync") -> None:
-        """Nothing is sent before the first call. The client stays the caller's.
+        """Nothing is sent before the first call.
 
         Args:
+            redis: made by `connect`; stays the caller's.
             prefix: of all keys; no braces.
         """
         self._redis = redis
