@@ -85,9 +85,10 @@ class Books:
         *,
         seed: Callable[[Book], Awaitable[Seed]],
     ) -> None:
-        """Nothing is sent before the first call. The client stays the caller's.
+        """Nothing is sent before the first call.
 
         Args:
+            redis: made by `connect`; stays the caller's.
             prefix: of all keys; no braces.
             seed: reads a book that Redis has not. What it raises, `judge` raises.
         """

@@ -1,15 +1,16 @@
 """Connections to Redis: one address for a single server, Sentinel or a Redis Cluster.
 
 A client that `connect` returns tries each command once: whether it may be repeated is known to the
-caller alone. It owns its connections; `aclose` ends them. Redis being away is not noticed before
-the first command.
+caller alone. When Redis cannot do it now, it raises one of `ERRORS`; that Redis is away is not
+noticed before the first command. The client owns its connections; `aclose` ends them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, TypeAlias
+from collections.abc import Awaitable
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -31,6 +32,8 @@ from redis.exceptions import (
     TimeoutError,
     TryAgainError,
 )
+
+T = TypeVar("T")
 
 Connection: TypeAlias = Redis | RedisCluster
 
@@ -81,7 +84,8 @@ def unavailable(exc: BaseException) -> bool:
 
 
 def connect(url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Connection:
-    """A client for the Redis at `url`. Nothing is connected yet.
+    """A client for the Redis at `url`. Nothing is connected yet. `initialize` it before `pubsub`: a
+    cluster's client must know the nodes.
 
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://path`;
@@ -129,7 +133,7 @@ def _single(url: str, timeout_s: float) -> Redis:
     )
     # Made to find options that are none, which would else be found by the first command.
     pool.connection_class(**pool.connection_kwargs)
-    return Redis.from_pool(pool)
+    return _Single.from_pool(pool)
 
 
 def _by_sentinel(parts: SplitResult, timeout_s: float) -> Redis:
@@ -142,6 +146,7 @@ def _by_sentinel(parts: SplitResult, timeout_s: float) -> Redis:
     )
     client: Redis = sentinel.master_for(
         service,
+        redis_class=_Single,
         connection_pool_class=_SentinelPool,
         max_connections=MAX_CONNECTIONS,
         timeout=timeout_s,
@@ -194,14 +199,56 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
             await asyncio.gather(*(one.aclose() for one in self.sentinel_manager.sentinels))
 
 
+class _Single(Redis):
+    """One server, or the one that Sentinel names."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await _outcome(
+            super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        )
+
+
 class _Cluster(RedisCluster):
     """Who finds no free connection waits for one: the client's own answer is an error, which would
     look like an outage under load."""
 
     def __init__(self, *, max_connections: int, **options: Any) -> None:
-        super().__init__(max_connections=max_connections, **options)
+        super().__init__(
+            # Some more than are waited for: the client asks for the cluster's layout by itself.
+            max_connections=2 * max_connections,
+            # A slot that has moved is noted. To read the whole layout instead, the client closes
+            # all connections, on which others wait for answers.
+            reinitialize_steps=0,
+            **options,
+        )
         self._free = asyncio.Semaphore(max_connections)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         async with self._free:
-            return await super().execute_command(*args, **options)
+            return await _outcome(self._execute_knowing_the_layout(*args, **options))
+
+    async def _execute_knowing_the_layout(self, *args: Any, **options: Any) -> Any:
+        # By itself the client chooses the node of its first command, then reads the layout.
+        await self.initialize()
+        return await super().execute_command(*args, **options)
+
+
+async def _outcome(command: Awaitable[T]) -> T:
+    """What redis-py makes of a command, with two things put right.
+
+    Before Python 3.12 `asyncio.wait_for`, by which it sends, forgets that its task is to end if it
+    hears of it just when it is done. Who cancelled a loop of commands would wait for ever. And what
+    it has no class for becomes `NotNow`, if that is what it says.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asked = task.cancelling()
+    try:
+        answer = await command
+    except ResponseError as exc:
+        if isinstance(exc, ERRORS) or not unavailable(exc):
+            raise
+        raise NotNow(str(exc)) from exc
+    if task.cancelling() > asked:
+        raise asyncio.CancelledError
+    return answer

@@ -126,9 +126,10 @@ class RedisLog:
     """The logs of all documents, in one Redis."""
 
     def __init__(self, redis: Connection, prefix: str = "repsync") -> None:
-        """Nothing is sent before the first call. The client stays the caller's.
+        """Nothing is sent before the first call.
 
         Args:
+            redis: made by `connect`; stays the caller's.
             prefix: of all keys; no braces.
         """
         self._redis = redis
@@ -277,7 +278,8 @@ class RedisLog:
         """
         channel = self.channel(doc)
         if isinstance(self._redis, RedisCluster):
-            told = await _plain(self._redis.pubsub_numsub(channel))
+            everywhere = RedisCluster.ALL_NODES
+            told = await _plain(self._redis.pubsub_numsub(channel, target_nodes=everywhere))
             if any(count for _, count in told):
                 return False
         keys = [self._key(doc, "head"), self._key(doc, "log")]

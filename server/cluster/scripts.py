@@ -7,18 +7,15 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
-from server.cluster.connection import Connection, NotNow, unavailable
+from server.cluster.connection import Connection
 
 Argument = str | bytes | int
 
 
 class Script:
-    """One of `lua/`, to be called with a client, the keys it touches and its arguments.
-
-    Raises, when called: one of `connection.ERRORS` when Redis cannot do it now.
-    """
+    """One of `lua/`, to be called with a client, the keys it touches and its arguments."""
 
     def __init__(self, name: str) -> None:
         self._text = files("server.cluster").joinpath("lua", f"{name}.lua").read_text()
@@ -28,14 +25,9 @@ class Script:
         self, redis: Connection, keys: Sequence[str], arguments: Sequence[Argument]
     ) -> Any:
         try:
-            try:
-                return await redis.evalsha(self._digest, len(keys), *keys, *arguments)
-            except NoScriptError:  # nothing has run: Redis has lost its scripts, or never had ours
-                return await redis.eval(self._text, len(keys), *keys, *arguments)
-        except ResponseError as exc:
-            if unavailable(exc):
-                raise NotNow(str(exc)) from exc
-            raise
+            return await redis.evalsha(self._digest, len(keys), *keys, *arguments)
+        except NoScriptError:  # nothing has run: Redis has lost its scripts, or never had ours
+            return await redis.eval(self._text, len(keys), *keys, *arguments)
 
 
 def checked_prefix(prefix: str) -> str:

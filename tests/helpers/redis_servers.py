@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import ConnectionError as RedisConnectionError
@@ -69,13 +70,7 @@ class RedisProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "output", "ab") as output:
             self.process = subprocess.Popen(
-                [
-                    *(demand_redis(), "--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.folder), "--save", "", "--appendonly", "yes"),
-                    *self.options,
-                ],
-                stdout=output,
-                stderr=output,
+                [demand_redis(), *self._arguments()], stdout=output, stderr=output
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
@@ -83,6 +78,18 @@ class RedisProcess:
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.02)
         return self
+
+    def _arguments(self) -> tuple[str, ...]:
+        return (
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *("--save", "", "--appendonly", "yes"),
+            *self.options,
+        )
+
+    def run(self, *command: str | int) -> Any:
+        """One command, to this server alone."""
+        with Redis(port=self.port, socket_timeout=START_TIMEOUT_S) as client:
+            return client.execute_command(*command)
 
     def _answers(self) -> bool:
         with Redis(port=self.port, socket_timeout=1) as client:
@@ -114,15 +121,58 @@ class RedisProcess:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def cluster_of_one(folder: Path) -> RedisProcess:
-    """A started Redis Cluster whose one node has all slots."""
-    # Nodes talk to each other at the port 10,000 above.
-    port = next(port for port in iter(free_port, 0) if port + 10_000 < 65_536)
-    node = RedisProcess(folder, port, options=("--cluster-enabled", "yes")).start()
-    with Redis(port=port) as client:
-        client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+@dataclass
+class ClusterProcesses:
+    """A Redis Cluster of two nodes, each with half of the slots."""
+
+    folder: Path
+    nodes: list[RedisProcess] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
+    def start(self) -> ClusterProcesses:
+        """Start it, and wait until all of it serves."""
+        for name in ("first", "second"):
+            # Nodes talk to each other at the port 10,000 above.
+            port = next(port for port in iter(free_port, 0) if port + 10_000 < 65_536)
+            options = ("--cluster-enabled", "yes")
+            self.nodes.append(RedisProcess(self.folder / name, port, options).start())
+        for epoch, (node, slots) in enumerate(
+            zip(self.nodes, (range(8_192), range(8_192, 16_384)), strict=True), start=1
+        ):
+            node.run("CLUSTER ADDSLOTS", *slots)
+            node.run("CLUSTER SET-CONFIG-EPOCH", epoch)
+        self.nodes[0].run("CLUSTER MEET", "127.0.0.1", self.nodes[1].port)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+        while not all(self._serves(node) for node in self.nodes):
             assert time.monotonic() < deadline, "the cluster does not come up"
             time.sleep(0.02)
-    return node
+        return self
+
+    @staticmethod
+    def _serves(node: RedisProcess) -> bool:
+        info = node.run("CLUSTER INFO")
+        return (info["cluster_state"], info["cluster_size"]) == ("ok", "2")
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+
+@dataclass
+class SentinelProcess(RedisProcess):
+    """A Sentinel that watches one Redis, alone, by the name of `service`."""
+
+    watches: RedisProcess | None = None
+    service: str = "gym"
+
+    def _arguments(self) -> tuple[str, ...]:
+        assert self.watches is not None
+        config = self.folder / "sentinel.conf"  # it writes there what it finds out
+        config.write_text(
+            f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}\n"
+            f"sentinel monitor {self.service} 127.0.0.1 {self.watches.port} 1\n"
+        )
+        return (str(config), "--sentinel")

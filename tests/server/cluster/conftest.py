@@ -9,15 +9,21 @@ import pytest
 
 from server.cluster.connection import Connection, connect
 from server.cluster.log import RedisLog
-from tests.helpers.redis_servers import cluster_of_one
+from tests.helpers.redis_servers import ClusterProcesses
 
 
 @pytest.fixture(scope="session")
-def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a cluster of one node."""
-    node = cluster_of_one(tmp_path_factory.mktemp("redis-cluster"))
-    yield node.url.replace("redis://", "redis+cluster://")
-    node.kill()
+def redis_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcesses]:
+    """A Redis Cluster."""
+    processes = ClusterProcesses(tmp_path_factory.mktemp("redis-cluster")).start()
+    yield processes
+    processes.kill()
+
+
+@pytest.fixture
+def redis_cluster(redis_nodes: ClusterProcesses) -> str:
+    """The URL of a Redis Cluster."""
+    return redis_nodes.url
 
 
 @pytest.fixture(params=["redis_server", "redis_cluster"])

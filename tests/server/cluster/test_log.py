@@ -30,6 +30,7 @@ from server.cluster.log import (
     Repeated,
     Unfounded,
 )
+from tests.helpers.redis_servers import ClusterProcesses
 from tests.helpers.rooms import DEADLINE_S
 
 DOC = ids.workout("leg-day")
@@ -254,15 +255,16 @@ async def test_of_two_creations_by_one_operation_the_later_is_told_that_it_is_a_
         await append(log, "b", 1, creates=True, answers={"op": b"made"})
 
 
+@pytest.mark.parametrize("guard", ["set:1", "set:2"])
 async def test_who_has_not_seen_what_another_did_to_a_guarded_thing_is_refused(
-    log: RedisLog,
+    log: RedisLog, guard: str
 ) -> None:
     await founded(log)
     await append(log, "a", 1, guards={"set:1": 0, "set:2": 0})
     with pytest.raises(Outpaced) as refused:
-        await append(log, "b", 1, guards={"set:3": 0, "set:2": 0})
-    assert refused.value.name == "set:2"
-    assert await append(log, "b", 1, guards={"set:3": 0, "set:2": 1}) == 2
+        await append(log, "b", 1, guards={"set:3": 0, guard: 0})
+    assert refused.value.name == guard
+    assert await append(log, "b", 1, guards={"set:3": 0, guard: 1}) == 2
 
 
 async def test_a_writer_has_always_seen_what_it_did_itself(log: RedisLog) -> None:
@@ -369,6 +371,22 @@ async def test_a_document_that_somebody_listens_to_is_not_retired(log: RedisLog)
         async with asyncio.timeout(DEADLINE_S):
             while not await log.retire(DOC, 3):  # until Redis has noticed that nobody does
                 pass
+
+
+@pytest.mark.parametrize("at", [0, 1])
+async def test_in_a_cluster_who_listens_at_any_node_is_seen(
+    redis_nodes: ClusterProcesses, prefix: str, at: int
+) -> None:
+    client, node = connect(redis_nodes.url, timeout_s=10), connect(redis_nodes.nodes[at].url)
+    log, docs = RedisLog(client, prefix), [ids.workout(f"w{i}") for i in range(8)]
+    for doc in docs:  # of both nodes
+        await founded(log, doc)
+        async with listening(RedisLog(node, prefix), doc) as heard:
+            await log.publish(doc, b"hello")
+            assert await heard() == b"hello"
+            assert not await log.retire(doc, 0)
+    await node.aclose()
+    await client.aclose()
 
 
 async def test_all_documents_that_have_a_head_are_found(log: RedisLog, redis: Connection) -> None:
