@@ -99,6 +99,7 @@ CHUNK = 10_000
 PERSISTED_AT_ONCE = 500
 PERSISTED_AT_ONCE_BYTES = 8 * 1024 * 1024
 LOST_RACE_PAUSE_S = 0.05
+NOBODY = ("", 0)
 
 
 class _Known(NamedTuple):
@@ -108,11 +109,13 @@ class _Known(NamedTuple):
 
 class Last(NamedTuple):
     """Where a document's log ends, and up to where it is in a snapshot (0: there is none).
-    `listed_at`: when the document was made, ms since the epoch."""
+    `listed_at`: when the document was made, ms since the epoch. `by`: whose append the last record
+    was in the log that it was moved from; nobody's if it was made here, None if it is gone."""
 
     pos: int
     listed_at: int
     snapshot_pos: int
+    by: tuple[str, int] | None = None
 
 
 class _Moved(Exception):
@@ -281,7 +284,7 @@ class MongoStore:
         return self._remember(doc, _head_of(row, last))
 
     async def _last_record(self, doc: str) -> Record | None:
-        shown = {"pos": True, "seq": True, "listed_at": True}
+        shown = {"pos": True, "seq": True, "listed_at": True, "by": True}
         return await self._log.find_one({"doc": doc}, shown, sort=[("pos", -1)])
 
     def _remember(self, doc: str, head: Head) -> Head:
@@ -314,10 +317,15 @@ class MongoStore:
             self._last_record(doc), self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
         )
         # Its row may not be there yet, and its records may all have been deleted.
+        pos, by = 0, None
+        if record is not None:
+            origin, n = record.get("by", NOBODY)
+            pos, by = record["pos"], (origin, n)
         if row is None:
-            return None if record is None else Last(record["pos"], record["listed_at"], 0)
-        pos = row["snapshot_pos"] if record is None else max(record["pos"], row["snapshot_pos"])
-        return Last(pos, row["listed_at"], row["snapshot_pos"])
+            return None if record is None else Last(pos, record["listed_at"], 0, by)
+        if row["snapshot_pos"] > pos:
+            pos, by = row["snapshot_pos"], None
+        return Last(pos, row["listed_at"], row["snapshot_pos"], by)
 
     async def persist(self, doc: DocName, records: Sequence[tuple[int, Record]]) -> int:
         """Copy records that were committed elsewhere to the end of the document's log.

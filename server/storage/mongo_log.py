@@ -9,6 +9,7 @@
  entries: [{user_id, name, device_id, at_ms, event, op_id, answer?}],  answer: JSON; older ones
                               have no name
  ops?: [key(user, op id)],    of the entries that have an answer; unique
+ by?: [origin, n],            of one that was moved here: whose append it was, and the how-manieth
  kind, listed_at,             of the document, kept with members so that lists need no join
  summary?, members?, scores?, awards?, client_ids?, removed_exercises?, revocation?,
  pending?: true,              until what follows from it has been written elsewhere
