@@ -1,0 +1,1 @@
+"""Many instances with the same documents: what they share by Redis."""
