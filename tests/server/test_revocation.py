@@ -19,7 +19,8 @@ from crdt.errors import Unavailable
 from crdt.ids import UserId
 from crdt.revocations import Revocation
 from server.replay.devices import DocumentClient, EventClient, Refused
-from server.storage.sqlite import SqliteStore, StorageError
+from server.storage.port import StorageError
+from server.storage.sqlite import SqliteStore
 from tests.helpers.rooms import until
 from tests.helpers.servers import RunningServer, ServerProcess, running_server
 

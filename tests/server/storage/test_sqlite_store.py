@@ -16,7 +16,8 @@ from crdt.errors import Conflict, Unavailable
 from crdt.ids import DocKind, UserId
 from crdt.revocations import Revocation
 from crdt.room import Room
-from server.storage.sqlite import SCHEMA_VERSION, SqliteStore, StorageError
+from server.storage.port import StorageError
+from server.storage.sqlite import SCHEMA_VERSION, SqliteStore
 from tests.contracts.update_store import (
     ANA,
     BEN,
@@ -60,7 +61,7 @@ class held:
         self._started = threading.Event()
 
     async def __aenter__(self) -> None:
-        self._busy = asyncio.ensure_future(self._store._write(self._wait))
+        self._busy = asyncio.ensure_future(self._store._file.write(self._wait))
         await asyncio.to_thread(self._started.wait, 5)
 
     async def __aexit__(self, *_: object) -> None:
@@ -421,12 +422,12 @@ async def test_the_way_to_the_disk_and_back_is_measured(store: SqliteStore) -> N
 
 async def fill(store: SqliteStore) -> None:
     """Let the database not grow any more."""
-    pages = await store._write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
-    await store._write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+    pages = await store._file.write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    await store._file.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
 
 
 async def free(store: SqliteStore) -> None:
-    await store._write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
+    await store._file.write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
 
 
 async def test_a_full_disk_is_unavailable_and_nothing_is_half_written(store: SqliteStore) -> None:
@@ -495,7 +496,7 @@ async def test_a_commit_that_fails_leaves_nothing(
 ) -> None:
     await create(store)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_db", FailingCommit(store._db))
+        patch.setattr(store._file, "_db", FailingCommit(store._file._db))
         with pytest.raises(Unavailable):
             await store.append(record(b"lost"))
         assert (await store.append(record(b"kept"))).seq == 2
