@@ -133,5 +133,12 @@ class Unavailable(RepSyncError):
     retryable = True
 
 
+class Outdated(Unavailable):
+    """It was planned on what is no longer so, and nothing of it was stored: ask again at once."""
+
+    def __init__(self, message: str = "the document is being read again") -> None:
+        super().__init__(message, retry_after_ms=100)
+
+
 INTERNAL: dict[str, Any] = {"code": "internal", "message": "internal error", "retryable": True}
 """What a client is told of a failure that nobody foresaw; the trace stays in the log."""

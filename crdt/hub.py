@@ -21,7 +21,7 @@ from typing import Any
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
-from crdt.errors import Conflict, NotFound, RoomFull, TooLarge, Unavailable
+from crdt.errors import Conflict, NotFound, Outdated, RoomFull, TooLarge, Unavailable
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
@@ -370,7 +370,7 @@ class RoomHub:
 
     def _demand_open(self, live: LiveRoom) -> None:
         if live.is_dropped:
-            raise Unavailable("the document is being read again", retry_after_ms=100)
+            raise Outdated
         if self._is_closing:
             raise Unavailable("the server is going away", retry_after_ms=1_000)
 
@@ -614,15 +614,22 @@ class RoomHub:
     async def _let_go(self, live: LiveRoom) -> None:
         """Unload a room whose log is shared, once all of it is where it lasts."""
         assert self._shared is not None
-        try:
-            await self._shared.persist(live.name)
-        except Unavailable:
+        if not await self._persist(live.name):
             self._watch_idle(live)
             return
         is_still_here = self._rooms.get(live.name) is live
         if is_still_here and self._is_idle(live) and live.room.is_settled:
             del self._rooms[live.name]
             self._shared.release(live.name)
+
+    async def _persist(self, name: DocName) -> bool:
+        """Returns: whether all of a shared log is where it lasts."""
+        if self._shared is not None:
+            try:
+                await self._shared.persist(name)
+            except Unavailable:
+                return False
+        return True
 
     async def _compact(self, room: Room) -> None:
         upto, base = room.seq, room.snapshot_seq
@@ -651,9 +658,8 @@ class RoomHub:
             if futures:
                 await asyncio.wait(futures)
             await asyncio.sleep(0)  # they start, or their outcomes are dealt with
-        if self._shared is not None:
-            for name in self._rooms:
-                self._chore(self._shared.persist(name))
+        for name in self._rooms:
+            self._chore(self._persist(name))
         if self._chores:
             await asyncio.wait(self._chores, timeout=5)
         for live in self._rooms.values():

@@ -157,6 +157,10 @@ class Context:
             return self.services.new_id()
         return str(uuid5(_IDS, json.dumps([self.user.id, self.op_id, number])))
 
+    def start_again(self) -> None:
+        """The handler is called once more: what it makes has the same ids as before."""
+        self._made_ids = 0
+
     def document_of(self, payload: object) -> DocName | None:
         """The document that an operation is about: one that it names, or the one that it makes."""
         kind = self.event.partition(":")[0]

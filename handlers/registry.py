@@ -11,13 +11,16 @@ from uuid import UUID
 
 from pydantic import Field, ValidationError
 
-from crdt.errors import INTERNAL, Conflict, Invalid, NotFound, RepSyncError, Unavailable
+from crdt.errors import INTERNAL, Conflict, Invalid, NotFound, Outdated, RepSyncError, Unavailable
 from crdt.ids import UserId
 from crdt.ports import Answer
 from crdt.schema import Strict
 from handlers.context import Caller, Context, Services
 
 log = logging.getLogger(__name__)
+
+OUTDATED_ATTEMPTS, OUTDATED_PAUSE_S = 6, 0.05
+"""A document that is being read again is there again soon."""
 
 
 class Payload(Strict):
@@ -89,7 +92,7 @@ class Registry:
             op_id = payload.op_id if isinstance(payload, ChangePayload) else None
             ctx = Context(caller, services, event, str(op_id) if op_id else None)
             if ctx.op_id is None:
-                return _ack(await intent.handler(ctx, payload))
+                return await self._handle(ctx, intent, payload)
             return await self._once(ctx, intent, payload)
         except RepSyncError as exc:
             return {"ok": False, "error": exc.to_wire()}
@@ -98,6 +101,19 @@ class Registry:
                 "handler failed", extra={"event": event, "connection": caller.connection_id}
             )
             return {"ok": False, "error": INTERNAL}
+
+    @staticmethod
+    async def _handle(ctx: Context, intent: Intent, payload: Payload) -> Answer:
+        """Call the handler; again, if what it planned was outdated before it was stored."""
+        for attempt in range(OUTDATED_ATTEMPTS):
+            try:
+                return _ack(await intent.handler(ctx, payload))
+            except Outdated:
+                if attempt + 1 == OUTDATED_ATTEMPTS:
+                    raise
+                await asyncio.sleep(OUTDATED_PAUSE_S * (attempt + 1))
+                ctx.start_again()
+        raise AssertionError("unreachable")
 
     async def _once(self, ctx: Context, intent: Intent, payload: Payload) -> Answer:
         """Carry out an operation, unless it was, or is being, carried out already.
@@ -119,7 +135,7 @@ class Registry:
         kept = await ctx.store.answer(*key, doc)
         if kept is None:
             try:
-                return _ack(await intent.handler(ctx, payload))
+                return await self._handle(ctx, intent, payload)
             except (Conflict, Unavailable):
                 # Maybe it came to two instances in the same moment, and the other was faster.
                 kept = await ctx.store.answer(*key, doc)

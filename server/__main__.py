@@ -1,11 +1,9 @@
-"""The command line: `python -m server [serve|token|replay]`."""
+"""The command line: `python -m server [serve|worker|token|replay]`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
+from server.signals import until_stopped
 from server.storage.port import StorageError
 
 EXIT_UNUSABLE = 2
@@ -40,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _token(settings, arguments)
         if command == "replay":
             return _replay(settings, arguments)
+        if command == "worker":
+            return _worker(settings)
         return uvloop.run(serve(settings))
     except (SettingsError, StorageError) as exc:
         print(f"repsync: {exc}", file=sys.stderr)
@@ -54,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve clients (what happens without a command)")
+
+    commands.add_parser(
+        "worker",
+        help="move the shared log to MongoDB, and compact it",
+        description="Does for several servers what each can do beside serving: moves what they "
+        "have appended from Redis to MongoDB, makes snapshots, and trims. Any number may run; a "
+        "server does without one unless EMBEDDED_WORKER=false.",
+    )
 
     token = commands.add_parser(
         "token", help="print a token", description="Sign a token with the configured secret."
@@ -125,6 +134,16 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
 
 
+def _worker(settings: Settings) -> int:
+    if settings.redis_url is None or settings.mongodb_uri is None:
+        raise SettingsError(
+            "a worker needs REDIS_URL and MONGODB_URI; without them a server does it all by itself"
+        )
+    from server.worker import work
+
+    return uvloop.run(work(settings))
+
+
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then let what is under way become durable."""
     app = create_app(settings)
@@ -140,10 +159,7 @@ async def serve(settings: Settings) -> int:
                 " set PORT to a free one"
             ) from exc
         _tune_interpreter()
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop = until_stopped()
         _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
         await stop.wait()
     finally:
@@ -172,6 +188,8 @@ def _greet(settings: Settings, auth: Authenticator, port: int) -> None:
     """Tell a newcomer where the server is, and give them what they need to get in."""
     lines = [f"RepSync serves http://{settings.host}:{port}"]
     place = "MongoDB (MONGODB_URI)" if settings.mongodb_uri else settings.data_dir.resolve()
+    if settings.redis_url:
+        place = f"Redis (REDIS_URL) and {place}"
     lines.append(f"  data in      {place}")
     if settings.is_loopback and auth.can_sign and settings.jwt_secret is None:
         for user_id, name, role, use in (

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from aiohttp import web
@@ -26,6 +26,9 @@ from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import StreamHub
 from server.transport.server import SocketServer
+
+if TYPE_CHECKING:
+    from server.cluster.store import ClusterStore
 
 
 class WallClock:
@@ -46,6 +49,8 @@ class Parts:
     sockets: SocketServer
     streams: StreamHub
     health: Health
+    cluster: ClusterStore | None = None
+    """The store, if it is shared with other instances."""
 
 
 PARTS = web.AppKey("parts", Parts)
@@ -58,9 +63,10 @@ def create_app(settings: Settings) -> web.Application:
         SettingsError, StorageError: it cannot be started like this.
     """
     auth = Authenticator.from_settings(settings)
-    store = _store(settings)
+    instance = uuid4().hex[:12]
+    store, cluster = _stores(settings, instance)
     clock, metrics = WallClock(), Metrics()
-    gateway = Gateway(settings, auth, REGISTRY, metrics, instance=uuid4().hex[:8])
+    gateway = Gateway(settings, auth, REGISTRY, metrics, instance)
     sockets = SocketServer(
         gateway,
         cors_origins=settings.cors_origins,
@@ -75,11 +81,14 @@ def create_app(settings: Settings) -> web.Application:
         limits=limits.of_documents(settings),
         max_room_members=settings.max_room_members,
         max_room_connections=settings.max_room_connections,
+        shared=cluster,
+        neighbours=None if cluster is None else cluster.neighbours,
     )
     health = Health(
         store,
         lambda: {"connections": sockets.connection_count, "rooms": len(hub)},
         auth.key_set,
+        cluster,
     )
     streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
     services = Services(
@@ -91,8 +100,11 @@ def create_app(settings: Settings) -> web.Application:
         revocation_lifetime_s=settings.revocation_lifetime_s,
         limits=limits.of_handlers(settings),
     )
-    gateway.open(sockets, hub, services, streams)
+    neighbours = None if cluster is None else cluster.neighbours
+    gateway.open(sockets, hub, services, streams, neighbours)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
+    if cluster is not None:
+        cluster.watch(metrics)
     if auth.key_set is not None:
         metrics.count(
             "repsync_jwks_fetches", "Fetches of the key set", "outcome", auth.key_set.fetches.copy
@@ -100,21 +112,27 @@ def create_app(settings: Settings) -> web.Application:
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health)
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
-    app.cleanup_ctx.extend((_storing, _authenticating, _probing))
+    app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
     return app
 
 
-def _store(settings: Settings) -> ServerStore:
+def _stores(settings: Settings, instance: str) -> tuple[ServerStore, ClusterStore | None]:
+    """The store, once more if it is shared with other instances."""
     if settings.mongodb_uri is None:
-        return SqliteStore(settings.data_dir)
-    from server.storage.mongo import MongoStore  # an embedded server does without the driver
+        return SqliteStore(settings.data_dir), None
+    if settings.redis_url is None:
+        from server.storage.mongo import MongoStore  # an embedded server does without the driver
 
-    return MongoStore(settings.mongodb_uri.get_secret_value())
+        return MongoStore(settings.mongodb_uri.get_secret_value()), None
+    from server.cluster.store import ClusterStore
+
+    shared = ClusterStore.from_settings(settings, instance)
+    return shared, shared
 
 
 async def _storing(app: web.Application) -> AsyncIterator[None]:
@@ -136,6 +154,13 @@ async def _authenticating(app: web.Application) -> AsyncIterator[None]:
         raise StorageError(f"what was revoked cannot be read: {exc.__cause__}") from exc
     async with parts.auth.open():
         yield
+
+
+async def _sharing(app: web.Application) -> AsyncIterator[None]:
+    parts = app[PARTS]
+    if parts.cluster is not None:
+        await parts.cluster.begin(parts.hub, parts.gateway)
+    yield
 
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from crdt.access import Right, User
@@ -21,6 +21,7 @@ from crdt.errors import (
     RepSyncError,
     TokenExpired,
     Unauthenticated,
+    Unavailable,
 )
 from crdt.hub import RoomHub
 from crdt.ids import ConnectionId, DocName, UserId
@@ -39,9 +40,13 @@ from server.streams import StreamHub
 from server.transport.allowance import Allowance
 from server.transport.server import Ack, Excess, SocketServer
 
+if TYPE_CHECKING:
+    from server.cluster.neighbours import ClusterNeighbours
+
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
+FIRST_RELOAD_S, LAST_RELOAD_S = 0.2, 10.0
 
 
 class Gateway:
@@ -67,14 +72,21 @@ class Gateway:
         self._by_user: dict[UserId, set[ConnectionId]] = {}
         self._session_counts: Counter[UserId] = Counter()
         self._revocations = RevocationList()
+        self._reloading: asyncio.Task[None] | None = None
         self._allowances: dict[UserId, Allowance] = {}
         self._user_rate = limits.of_user(settings)
         self.limits = limits.told(settings)
 
     def open(
-        self, sockets: SocketServer, hub: RoomHub, services: Services, streams: StreamHub
+        self,
+        sockets: SocketServer,
+        hub: RoomHub,
+        services: Services,
+        streams: StreamHub,
+        neighbours: ClusterNeighbours | None = None,
     ) -> None:
         """Tie the knot: the parts that need the gateway are there now."""
+        self._neighbours = neighbours
         self._sockets = sockets
         self._hub = hub
         self._services = services
@@ -86,10 +98,11 @@ class Gateway:
             self._sessions,
             max_update_bytes=self._settings.max_update_bytes,
             durability=services.store.durability,
+            neighbours=neighbours,
         )
 
     async def load_revocations(self) -> None:
-        """Learn what has been revoked so far. To be done before anybody is let in.
+        """Learn what has been revoked so far, to begin with before anybody is let in.
 
         Raises:
             Unavailable: the store cannot be read.
@@ -97,6 +110,24 @@ class Gateway:
         now_ms = self._services.clock.now_ms()
         for revocation in await self._services.store.revocations(now_ms):
             self._revocations.add(revocation, now_ms)
+
+    def reload_revocations(self) -> None:
+        """What another instance has said of them may have been lost: read them again."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload_revocations())
+
+    async def _reload_revocations(self) -> None:
+        delay_s = FIRST_RELOAD_S
+        while True:
+            try:
+                await self.load_revocations()
+            except Unavailable:
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, LAST_RELOAD_S)
+                continue
+            for session in list(self._sessions.values()):
+                self._end_if_revoked(session)
+            return
 
     @property
     def revocation_count(self) -> int:
@@ -339,6 +370,12 @@ class Gateway:
         return session.user if session else None
 
     def tell_user(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
+        self.tell_user_here(user_id, event, payload)
+        if self._neighbours is not None:
+            self._neighbours.invited(user_id, event, payload)
+
+    def tell_user_here(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None:
+        """Tell those of a user's devices that are connected to this instance."""
         self._sockets.post("/", self._by_user.get(user_id, ()), event, dict(payload))
 
     def _put_out_strangers(self, live: LiveRoom) -> None:

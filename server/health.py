@@ -7,11 +7,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crdt.errors import RepSyncError
 from server.jwks import JwksClient
 from server.storage.port import ServerStore
+
+if TYPE_CHECKING:
+    from server.cluster.store import ClusterStore
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,9 @@ class Health:
     """Probes the store and the event loop once a second and keeps the last result.
 
     healthy: all is well; degraded: it works, slowly, or with keys that cannot be fetched anew;
-    unhealthy: changes cannot be stored.
+    unhealthy: changes cannot be stored. Where a log is shared, they can be as long as the database
+    is behind, or the log away: that is degraded, and an instance that does not hear the others is
+    not ready.
     """
 
     def __init__(
@@ -35,7 +40,9 @@ class Health:
         store: ServerStore,
         counts: Callable[[], dict[str, int]],
         key_set: JwksClient | None = None,
+        cluster: ClusterStore | None = None,
     ) -> None:
+        self._cluster = cluster
         self._store = store
         self._counts = counts
         self._key_set = key_set
@@ -90,7 +97,11 @@ class Health:
     @property
     def is_ready(self) -> bool:
         has_keys = self._key_set is None or self._key_set.is_ready
-        return self._store_error is None and has_keys and not self.is_draining
+        if self._cluster is not None:
+            stores = not self._cluster.is_deaf
+        else:
+            stores = self._store_error is None
+        return stores and has_keys and not self.is_draining
 
     def report(self) -> dict[str, Any]:
         """The health object of the wire contract."""
@@ -100,12 +111,15 @@ class Health:
             if self._store_seconds > SLOW_STORE_S:
                 store["state"] = "degraded"
         if self._store_error is not None:
-            store["state"], store["error"] = "unhealthy", self._store_error
+            store["state"] = "unhealthy" if self._cluster is None else "degraded"
+            store["error"] = self._store_error
         loop = {
             "state": "degraded" if self.loop_lag_s > SLOW_LOOP_S else "healthy",
             "lag_ms": round(self.loop_lag_s * 1_000, 3),
         }
         dependencies = {"store": store, "event_loop": loop}
+        if self._cluster is not None:
+            dependencies["redis"] = self._cluster.report()
         if self._key_set is not None:
             dependencies["jwks"] = self._key_set.report()
         states = {dependency["state"] for dependency in dependencies.values()}

@@ -47,7 +47,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
 
     mongodb_uri: SecretStr | None = None
-    redis_url: str | None = None  # named in the contract, not served by this version
+    redis_url: SecretStr | None = None
+    redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "repsync"
+    bus_secret: SecretStr | None = None
+    embedded_worker: bool = True
+    spool_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
 
     room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     compact_after: Annotated[int, Field(ge=1)] = 500
@@ -133,11 +137,13 @@ class Settings(BaseSettings):
 
     def check(self) -> None:
         """Raises SettingsError where two settings contradict each other, or one lacks another."""
-        if self.redis_url:
+        if self.redis_url is not None and self.mongodb_uri is None:
             raise SettingsError(
-                "REDIS_URL is set, but this version runs as one process only, with its log in"
-                " SQLite or, by MONGODB_URI, in MongoDB"
+                "REDIS_URL is set and MONGODB_URI is not: several instances need both, Redis for"
+                " what is under way and MongoDB for what lasts"
             )
+        if self.bus_secret and len(self.bus_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise SettingsError("BUS_SECRET is shorter than the 32 bytes that it should have")
         if self.mongodb_uri is not None:
             self._check_mongodb(self.mongodb_uri.get_secret_value())
         keys = [name.upper() for name in KEY_SETTINGS if getattr(self, name)]

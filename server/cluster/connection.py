@@ -8,6 +8,7 @@ noticed before the first command. The client owns its connections; `aclose` ends
 from __future__ import annotations
 
 import asyncio
+import builtins
 import re
 from collections.abc import Awaitable
 from typing import Any, TypeAlias, TypeVar
@@ -66,6 +67,9 @@ ERRORS: tuple[type[Exception], ...] = (
 )
 """Redis cannot do it now. What was asked may have been done all the same, after the connection
 broke or the time was over."""
+
+AWAY: tuple[type[Exception], ...] = (*ERRORS, builtins.TimeoutError)
+"""The same, or it took longer than the caller would wait."""
 
 # Redis 6 tells a script's errors inside a text of its own: `ERR Error running script (call to ...):
 # @user_script:12: ... -OOM command not allowed ...`. Codes that redis-py has no class for are here

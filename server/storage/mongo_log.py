@@ -36,7 +36,7 @@ from crdt.access import Member
 from crdt.errors import TooLarge
 from crdt.ids import ConnectionId, DocKind, DocName, UserId
 from crdt.ports import Answer, Append, Author, Awards, Entry, Stored, Summary
-from crdt.records import Award, RecordType
+from crdt.records import Award, RecordType, Score
 from crdt.revocations import Revocation
 
 Record = Mapping[str, Any]
@@ -124,7 +124,7 @@ def draft(
         "summary": None if batch.summary is None else _of_summary(batch.summary),
         "members": [_of_member(member) for entry in batch.entries for member in entry.members],
         "scores": _of_scores(batch.entries),
-        "awards": [_of_award(award) for won in by_entry for award in won],
+        "awards": [of_award(award) for won in by_entry for award in won],
         "client_ids": [list(bound) for entry in batch.entries for bound in entry.client_ids],
         "removed_exercises": [id_ for entry in batch.entries for id_ in entry.removed_exercises],
     }
@@ -180,7 +180,7 @@ def stored_as(batch: Append, head: Head, by_entry: Sequence[Sequence[Award]]) ->
     """What the caller is told of the record that comes after `head`."""
     seq = head.seq + (batch.update is not None)
     every = [award for won in by_entry for award in won]
-    return Stored(seq, _by_set(every), [_by_set(won) for won in by_entry])
+    return Stored(seq, by_set(every), [by_set(won) for won in by_entry])
 
 
 def answer_in(record: Record, user_id: UserId, op_id: str) -> Answer | None:
@@ -357,7 +357,7 @@ def removed_exercises_of(record: Record) -> list[str]:
 
 def awards_of(record: Record) -> Awards:
     """All that was won with it."""
-    return _by_set([award_of(row) for row in record.get("awards", ())])
+    return by_set([award_of(row) for row in record.get("awards", ())])
 
 
 # -- as MongoDB has it, and as we have it -----------------------------------------------------
@@ -425,7 +425,23 @@ def sane(values: Mapping[Any, float]) -> dict[str, float]:
     return {type_: value for type_, value in values.items() if 0 < value < MAX_VALUE}
 
 
-def _of_award(award: Award) -> dict[str, Any]:
+def scored_by(record: Record) -> Entry:
+    """An entry with all scores of a record, to be judged once more."""
+    entry = entries_of(record)[0]
+    scores = [
+        Score(row["set_id"], UserId(row["user_id"]), row["exercise"], row["values"])
+        for row in record.get("scores", ())
+    ]
+    return entry._replace(op_id=None, answer=None, scores=scores)
+
+
+def answer_of(data: bytes) -> Answer:
+    """An answer as it stands in a record."""
+    answer: Answer = json.loads(data)
+    return answer
+
+
+def of_award(award: Award) -> dict[str, Any]:
     return {
         "set_id": award.set_id,
         "user_id": award.user_id,
@@ -447,7 +463,7 @@ def award_of(row: Record) -> Award:
     )
 
 
-def _by_set(awards: Sequence[Award]) -> dict[str, dict[str, Award]]:
+def by_set(awards: Sequence[Award]) -> dict[str, dict[str, Award]]:
     by_set: dict[str, dict[str, Award]] = {}
     for award in awards:
         by_set.setdefault(award.set_id, {})[award.type] = award

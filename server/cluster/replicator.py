@@ -1,0 +1,861 @@
+"""What this instance has of the shared log: the documents that it hosts, and the way in and out.
+
+**What is promised.** What others append comes to the `Inlet` in the order of the log, without a gap
+and once; what cannot be filled in is said (`outdated`), and the room is read again. An append is in
+the shared log when it returns, or, while that is away or slow, on this instance's disk: then it is
+appended later, as the same one (`origin` and `n`), and nothing of the document overtakes it.
+
+**Who owns what.** For each hosted document this owns where we stand in its log, and the *tail*: the
+records that are not known to be in MongoDB. A Redis that has lost them gets them from here. A lock
+for each document orders appending, reading on and healing; what the channel brings comes between.
+
+**What fails.** Redis away or slow: `local` durability, for all documents, until it answers fast
+again. MongoDB away: the tail grows up to `MAX_TAIL_BYTES`, then appends are `Unavailable`. A record
+that cannot be read: its document is read again, and is `Unavailable` if that does not help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from crdt.access import Member
+from crdt.errors import Conflict, NotFound, Outdated, Unavailable
+from crdt.ids import DocName, UserId
+from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
+from crdt.records import Award
+from server.cluster.books import Books
+from server.cluster.bus import Bus
+from server.cluster.connection import AWAY
+from server.cluster.envelope import Sealer, Update
+from server.cluster.log import (
+    EpochChanged,
+    Exists,
+    Missing,
+    Outpaced,
+    Record,
+    RedisLog,
+    Repeated,
+    Unfounded,
+)
+from server.cluster.mover import Mover
+from server.cluster.record import open_record, seal_record
+from server.storage import mongo_log
+from server.storage.mongo import Last, MongoStore
+from server.storage.mongo_log import Damaged
+from server.storage.spool import Spool, Spooled
+
+log = logging.getLogger(__name__)
+
+EPOCH_STRIDE = 100_000
+"""How far a new epoch's positions are from MongoDB's last: more than may be on their way there, so
+that who writes there late, from an old epoch, meets none of the new one's."""
+
+APPEND_TIMEOUT_S = 0.25
+"""Longer than this no caller waits for Redis."""
+SLOW_S = 0.1
+"""Redis is back when it answers faster than this."""
+HEAL_TIMEOUT_S = 5.0
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 1.0
+ANNOUNCE_EVERY_S = 0.2
+LOAD_ATTEMPTS = 5
+HEALED_AT_ONCE = 16
+PAGE = 1_000
+
+MAX_TAIL_BYTES = 32 * 1024 * 1024
+"""What one document may have in the shared log alone."""
+MAX_TAILS_BYTES = 512 * 1024 * 1024
+"""And all documents here together."""
+
+
+_NOT_NOW: tuple[type[Exception], ...] = (*AWAY, Unavailable)
+_UNDECIDED: tuple[type[Exception], ...] = (*AWAY, Unfounded, EpochChanged)
+
+
+class DatabaseAway(Unavailable):
+    """MongoDB cannot say where a log goes on."""
+
+
+class _Held(NamedTuple):
+    """A record that is not known to be in MongoDB."""
+
+    pos: int
+    origin: str
+    n: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Hosted:
+    """Where we stand in one document's log."""
+
+    doc: DocName
+    epoch: str | None = None
+    """None as long as Redis has not told."""
+    pos: int = 0
+    """The last position that the room has got, or that is our own."""
+    listed_at: int = 0
+    local: int = 0
+    """How many of its records are in the spool."""
+    given: set[tuple[str, str]] = field(default_factory=set)
+    """(set id, type) of the records that sets have won here."""
+    answers: dict[str, bytes] = field(default_factory=dict)
+    """Those of the records in the spool."""
+    tail: deque[_Held] = field(default_factory=deque)
+    tail_bytes: int = 0
+    is_behind: bool = False
+    """Redis was away: what is appended goes to the spool until this is healed."""
+    arriving: list[Update] | None = None
+    """What the channel brings while the document is being read."""
+
+
+class Replicator:
+    """The log of all documents that are in memory here.
+
+    Args:
+        origin: names this life of this process.
+    """
+
+    def __init__(
+        self,
+        redis_log: RedisLog,
+        books: Books,
+        bus: Bus,
+        store: MongoStore,
+        spool: Spool,
+        mover: Mover,
+        sealer: Sealer,
+        *,
+        origin: str,
+    ) -> None:
+        self._log = redis_log
+        self._books = books
+        self._bus = bus
+        self._store = store
+        self._spool = spool
+        self._mover = mover
+        self._sealer = sealer
+        self._origin = origin
+        self._inlet: Inlet | None = None
+        self._hosted: dict[DocName, _Hosted] = {}
+        self._channels: dict[str, _Hosted] = {}
+        self._locks: WeakValueDictionary[DocName, asyncio.Lock] = WeakValueDictionary()
+        self._numbers = itertools.count(1)
+        self._tails_bytes = 0
+        self._away_since: float | None = None
+        self._why_away: str | None = None
+        self._unmoved: set[DocName] = set()
+        """Written to since the workers were told last."""
+        self._wake = asyncio.Event()
+        self._announcing: asyncio.Task[None] | None = None
+        self._healing: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[Any]] = set()
+
+    def open(self, inlet: Inlet) -> None:
+        """Begin: what was left in the spool by an earlier life is appended as soon as it can be."""
+        self._inlet = inlet
+        self._healing = asyncio.create_task(self._heal(), name="shared log")
+        self._announcing = asyncio.create_task(self._announce(), name="announcing")
+        if self._spool.count:
+            self._wake.set()
+
+    async def close(self) -> None:
+        tasks = [task for task in (*self._chores, self._healing, self._announcing) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for doc in list(self._hosted):
+            self.release(doc)
+
+    # -- how it is --------------------------------------------------------------------------
+
+    @property
+    def is_away(self) -> bool:
+        """Whether appends go to the spool."""
+        return self._away_since is not None
+
+    @property
+    def why_away(self) -> str | None:
+        return self._why_away
+
+    @property
+    def hosted_count(self) -> int:
+        return len(self._hosted)
+
+    @property
+    def tails_bytes(self) -> int:
+        """What is not known to be in MongoDB, of all documents here."""
+        return self._tails_bytes
+
+    def went_away(self, exc: BaseException) -> None:
+        """Redis does not do what it is asked, or not soon enough."""
+        self._why_away = _explain(exc)
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            log.warning("the shared log is away", extra={"cause": self._why_away})
+        for hosted in self._hosted.values():
+            hosted.is_behind = True
+        self._wake.set()
+
+    # -- opening ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _locked(self, doc: DocName) -> AsyncIterator[None]:
+        async with self._locks.setdefault(doc, asyncio.Lock()):
+            yield
+
+    async def load(self, doc: DocName) -> Loaded | None:
+        """The document as it is now; what comes after that goes to the inlet.
+
+        Raises:
+            Unavailable: MongoDB cannot be read, or a record is damaged.
+        """
+        async with self._locked(doc):
+            self.release(doc)
+            hosted = self._host(doc)
+            try:
+                loaded = await self._load(hosted)
+            except Damaged as exc:
+                log.exception("a record is damaged", extra={"document": str(doc)})
+                self.release(doc)
+                raise Unavailable(f"{doc} is damaged in the log") from exc
+            except BaseException:
+                self.release(doc)
+                raise
+            if loaded is None:
+                self.release(doc)
+            return loaded
+
+    def _host(self, doc: DocName) -> _Hosted:
+        hosted = _Hosted(doc, arriving=[])
+        self._hosted[doc] = self._channels[self._log.channel(doc)] = hosted
+        return hosted
+
+    async def _load(self, hosted: _Hosted) -> Loaded | None:
+        if not self.is_away:
+            try:
+                return await self._load_shared(hosted)
+            except AWAY as exc:
+                self.went_away(exc)
+        # What others have in Redis alone is not here; it comes when that is back.
+        last = await self._store.last(hosted.doc)
+        loaded = await self._store.load(hosted.doc)
+        if loaded is None or last is None:
+            return None
+        hosted.is_behind = True
+        hosted.epoch = None
+        hosted.pos = last.pos
+        hosted.listed_at = last.listed_at
+        hosted.given = _prizes(loaded.awards)
+        spooled = await self._spool.first(hosted.doc, limit=max(1, self._spool.count))
+        hosted.arriving = None
+        self._wake.set()
+        return self._with_spooled(hosted, loaded, spooled)
+
+    async def _load_shared(self, hosted: _Hosted) -> Loaded | None:
+        doc = hosted.doc
+        await self._subscribe(doc)
+        for _ in range(LOAD_ATTEMPTS):
+            head = await self._log.head(doc)
+            if head is not None:
+                await self._mover.move(doc)
+            last = await self._store.last(doc)
+            loaded = await self._store.load(doc)
+            if loaded is None or last is None:
+                return None
+            if head is None:
+                head = await self._log.found(doc, last.pos + EPOCH_STRIDE, exists=True)
+            records = [record async for record in self._read_on(doc, last.pos)]
+            spooled = await self._spool.first(doc, limit=max(1, self._spool.count))
+            if last != await self._store.last(doc):
+                continue  # moved on meanwhile, and maybe trimmed
+            hosted.epoch = head.epoch
+            hosted.listed_at = last.listed_at
+            hosted.pos = head.pos
+            hosted.given = _prizes(loaded.awards)
+            foreign = [self._keep(hosted, record) for record in records]
+            arriving, hosted.arriving = hosted.arriving or (), None
+            for update in arriving:
+                if update.epoch == hosted.epoch and update.pos == hosted.pos + 1:
+                    foreign.append(self._keep(hosted, _record(update)))
+            loaded = _with(replace(loaded, seq=hosted.pos), foreign)
+            return self._with_spooled(hosted, loaded, spooled)
+        raise Unavailable(f"{doc} changes too fast to be read", retry_after_ms=500)
+
+    async def _subscribe(self, doc: DocName) -> None:
+        try:
+            await self._bus.subscribe(self._log.channel(doc))
+        except Unavailable as exc:
+            raise TimeoutError(str(exc)) from exc
+
+    async def _read_on(self, doc: DocName, after: int) -> AsyncIterator[Record]:
+        while records := await self._log.read(doc, after, PAGE):
+            for record in records:
+                yield record
+            after = records[-1].pos
+
+    def _with_spooled(self, hosted: _Hosted, loaded: Loaded, spooled: Sequence[Spooled]) -> Loaded:
+        """With what this instance has not been able to append yet."""
+        drafts = [mongo_log.unpack(one.record) for one in spooled]
+        hosted.local = len(drafts)
+        for draft in drafts:
+            hosted.answers.update(_answers(draft))
+        foreign = [_foreign(draft, hosted.pos + at) for at, draft in enumerate(drafts, 1)]
+        if spooled:
+            self._wake.set()
+        return _with(loaded, foreign)
+
+    def release(self, doc: DocName) -> None:
+        """Hand out nothing more of this document."""
+        hosted = self._hosted.pop(doc, None)
+        if hosted is None:
+            return
+        channel = self._log.channel(doc)
+        self._channels.pop(channel, None)
+        self._bus.unsubscribe(channel)
+        self._tails_bytes -= hosted.tail_bytes
+        if hosted.epoch is not None and not hosted.tail and not hosted.local:
+            self._chore(self._retire(doc, hosted.pos))
+
+    async def _retire(self, doc: DocName, pos: int) -> None:
+        """Leave nothing behind in Redis of a document that nobody has open any more."""
+        with contextlib.suppress(*AWAY):
+            await asyncio.sleep(1)  # our own subscription has to end first
+            if doc not in self._hosted:
+                await self._log.retire(doc, pos)
+
+    # -- appending --------------------------------------------------------------------------
+
+    async def append(self, batch: Append) -> Stored:
+        """Append to the shared log, or to the spool.
+
+        Raises:
+            Conflict, NotFound: see `crdt.ports.Store.append`.
+            Unavailable: it can go to neither, or somebody else was faster; read the room again.
+        """
+        async with self._locked(batch.doc):
+            hosted = self._hosted.get(batch.doc)
+            if hosted is None:
+                if not batch.creates:
+                    raise Outdated
+                hosted = await self._begin(batch)
+            self._demand_space(hosted)
+            n = next(self._numbers)
+            stored = None
+            if not hosted.is_behind and not self.is_away:
+                stored = await self._append_shared(hosted, batch, n)
+            if stored is None:
+                stored = await self._append_local(hosted, batch, n)
+            return stored
+
+    async def _begin(self, batch: Append) -> _Hosted:
+        """Host a document that is about to be made."""
+        doc = batch.doc
+        if self.is_away:
+            raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
+        hosted = self._host(doc)
+        hosted.arriving = None
+        hosted.listed_at = batch.entries[0].at_ms
+        try:
+            await self._subscribe(doc)
+            if await self._store.last(doc) is not None:
+                raise Conflict(f"{doc} exists already")
+            head = await self._log.found(doc, 0, exists=False)
+        except AWAY as exc:
+            self.release(doc)
+            self.went_away(exc)
+            raise Unavailable("nothing new can be made now", retry_after_ms=1_000) from exc
+        except BaseException:
+            self.release(doc)
+            raise
+        hosted.epoch, hosted.pos = head.epoch, head.pos
+        return hosted
+
+    def _demand_space(self, hosted: _Hosted) -> None:
+        if hosted.tail_bytes >= MAX_TAIL_BYTES or self._tails_bytes >= MAX_TAILS_BYTES:
+            raise Unavailable("the database is too far behind", retry_after_ms=2_000)
+
+    async def _append_shared(self, hosted: _Hosted, batch: Append, n: int) -> Stored | None:
+        """Returns: None if Redis has not said in time whether it is done."""
+        doc = hosted.doc
+        by_entry = await self._judge(hosted, batch.entries)
+        expected = _stored(hosted.pos + 1, by_entry)
+        draft = mongo_log.draft(batch, by_entry, expected, hosted.listed_at)
+        data = seal_record(self._sealer, doc, self._origin, n, draft)
+        guards = {} if batch.status_seen is None else {"status": batch.status_seen}
+        held = _Held(0, self._origin, n, data)
+        answers = _answers(draft)
+        try:
+            try:
+                pos = await self._put(
+                    hosted, held, creates=batch.creates, answers=answers, guards=guards
+                )
+            except (Unfounded, EpochChanged):
+                if not await self._enter_epoch(hosted):
+                    raise Outdated from None
+                pos = await self._put(hosted, held, creates=batch.creates, answers=answers)
+        except _UNDECIDED as exc:
+            self.went_away(exc)
+            return None
+        except DatabaseAway:
+            hosted.is_behind = True
+            return None
+        except Exists as exc:
+            self.release(doc)
+            raise Conflict(f"{doc} exists already") from exc
+        except Missing as exc:
+            raise NotFound(f"there is no {doc}") from exc
+        except (Repeated, Outpaced) as exc:
+            raise Outdated("another instance was faster") from exc
+        stored = _stored(pos, by_entry)
+        hosted.given |= _prizes(stored.awards)
+        return stored
+
+    async def _put(
+        self,
+        hosted: _Hosted,
+        held: _Held,
+        *,
+        creates: bool = False,
+        answers: Mapping[str, bytes] | None = None,
+        guards: Mapping[str, int] | None = None,
+    ) -> int:
+        """Append a record in the present epoch, with all that stands before it taken in."""
+        assert hosted.epoch is not None
+        async with asyncio.timeout(APPEND_TIMEOUT_S):
+            pos = await self._log.append(
+                hosted.doc,
+                held.data,
+                epoch=hosted.epoch,
+                origin=held.origin,
+                n=held.n,
+                creates=creates,
+                answers=answers or {},
+                guards=guards or {},
+            )
+        if pos > hosted.pos + 1:
+            async for record in self._read_on(hosted.doc, hosted.pos):
+                if record.pos >= pos:
+                    break
+                self._take(hosted, record)
+        hosted.pos = max(hosted.pos, pos)
+        self._hold(hosted, held._replace(pos=pos))
+        self._unmoved.add(hosted.doc)
+        return pos
+
+    async def _append_local(self, hosted: _Hosted, batch: Append, n: int) -> Stored:
+        if batch.creates:
+            self.release(hosted.doc)
+            raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
+        stored = Stored(hosted.pos + hosted.local + 1, durability="local")
+        none: Sequence[Sequence[Award]] = [() for _ in batch.entries]
+        draft = mongo_log.draft(batch, none, stored, hosted.listed_at)
+        await self._spool.append(hosted.doc, self._origin, n, mongo_log.pack(draft))
+        hosted.local += 1
+        hosted.is_behind = True
+        hosted.answers.update(_answers(draft))
+        self._wake.set()
+        return stored
+
+    async def _judge(self, hosted: _Hosted, entries: Sequence[Entry]) -> Sequence[Sequence[Award]]:
+        """Which records the entries win; none if that cannot be known now."""
+        if not any(entry.scores for entry in entries):
+            return [() for _ in entries]
+        try:
+            async with asyncio.timeout(APPEND_TIMEOUT_S):
+                return await self._books.judge(str(hosted.doc), entries, hosted.given)
+        except _NOT_NOW as exc:
+            # Neither the set nor its ack can wait for that.
+            told = {"document": str(hosted.doc), "cause": str(exc)}
+            log.warning("records are not judged", extra=told)
+            return [() for _ in entries]
+
+    # -- what others append -----------------------------------------------------------------
+
+    def heard(self, channel: str, update: Update) -> None:
+        """A room's channel brings a record."""
+        hosted = self._channels.get(channel)
+        if hosted is None:
+            return
+        if hosted.arriving is not None:
+            hosted.arriving.append(update)
+        elif update.epoch == hosted.epoch and update.pos <= hosted.pos:
+            return  # our own, or read already
+        elif update.epoch == hosted.epoch and update.pos == hosted.pos + 1:
+            try:
+                self._take(hosted, _record(update))
+            except Damaged:
+                log.exception("a record is damaged", extra={"document": str(hosted.doc)})
+                self._give_up(hosted, "damaged_record")
+        elif not self.is_away:
+            self._chore(self._fill_in(hosted))
+
+    def _take(self, hosted: _Hosted, record: Record) -> None:
+        """Hand on what comes next, unless it is ours: then the room has it.
+
+        Raises:
+            Damaged: it cannot be read.
+        """
+        if record.pos <= hosted.pos:
+            return
+        foreign = self._keep(hosted, record)
+        if record.origin != self._origin and self._inlet is not None:
+            self._inlet.foreign(hosted.doc, [foreign])
+
+    def _keep(self, hosted: _Hosted, record: Record) -> Foreign:
+        foreign = _foreign(open_record(self._sealer, hosted.doc, record), record.pos)
+        hosted.given |= _prizes(foreign.awards)
+        hosted.pos = max(hosted.pos, record.pos)
+        self._hold(hosted, _Held(*record))
+        return foreign
+
+    async def _fill_in(self, hosted: _Hosted) -> None:
+        """Read on from where we are: the channel has left something out."""
+        async with self._locked(hosted.doc):
+            if self._hosted.get(hosted.doc) is not hosted or hosted.epoch is None:
+                return
+            try:
+                await self._catch_up(hosted)
+            except AWAY as exc:
+                self.went_away(exc)
+            except Unavailable:
+                self._wake_later(hosted)
+
+    async def _catch_up(self, hosted: _Hosted) -> bool:
+        """Returns: whether the room is up with its log; if not, it is being read again."""
+        head = await self._log.head(hosted.doc)
+        if head is None or head.epoch != hosted.epoch:
+            return await self._enter_epoch(hosted)
+        try:
+            async for record in self._read_on(hosted.doc, hosted.pos):
+                if record.pos > hosted.pos + 1:
+                    return self._give_up(hosted, "gap")
+                self._take(hosted, record)
+        except Damaged:
+            log.exception("a record is damaged", extra={"document": str(hosted.doc)})
+            return self._give_up(hosted, "damaged_record")
+        return True if hosted.pos >= head.pos else self._give_up(hosted, "gap")
+
+    async def _enter_epoch(self, hosted: _Hosted) -> bool:
+        """Redis has lost the document, or has it anew: give it what we have that MongoDB may not.
+
+        Returns: whether we stand at the end of the new log; if not, the room is being read again.
+        """
+        last = await self._last(hosted.doc)
+        base = max(last.pos if last is not None else 0, hosted.pos) + EPOCH_STRIDE
+        head = await self._log.found(hosted.doc, base, exists=True)
+        log.warning("a log is founded anew", extra={"document": str(hosted.doc)})
+        tail = list(hosted.tail)
+        hosted.epoch, hosted.pos = head.epoch, head.pos
+        self._let_go(hosted, len(hosted.tail))
+        for held in tail:
+            draft = open_record(self._sealer, hosted.doc, Record(*held))
+            try:
+                await self._put(hosted, held, answers=_answers(draft))
+            except Repeated:
+                await self._put(hosted, held)
+            if draft.get("scores"):  # the books are gone as well; what was won is in the record
+                await self._books.judge(str(hosted.doc), [mongo_log.scored_by(draft)])
+        if head.pos != base:
+            return self._give_up(hosted, "failover")  # others were first, and may have more
+        if self._inlet is not None:
+            self._inlet.renumbered(hosted.doc, hosted.pos)
+        return True
+
+    async def _last(self, doc: DocName) -> Last | None:
+        try:
+            return await self._store.last(doc)
+        except Unavailable as exc:
+            raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
+
+    def _give_up(self, hosted: _Hosted, reason: str) -> bool:
+        hosted.arriving = []  # until it is read again, which makes another of it
+        if self._inlet is not None:
+            self._inlet.outdated(hosted.doc, reason)
+        return False
+
+    # -- the tail ---------------------------------------------------------------------------
+
+    def _hold(self, hosted: _Hosted, held: _Held) -> None:
+        hosted.tail.append(held)
+        hosted.tail_bytes += len(held.data)
+        if self._hosted.get(hosted.doc) is hosted:
+            self._tails_bytes += len(held.data)
+
+    def _let_go(self, hosted: _Hosted, count: int) -> None:
+        for _ in range(count):
+            size_bytes = len(hosted.tail.popleft().data)
+            hosted.tail_bytes -= size_bytes
+            if self._hosted.get(hosted.doc) is hosted:
+                self._tails_bytes -= size_bytes
+
+    def persisted(self, channel: str, epoch: str, upto: int) -> None:
+        """What this epoch has up to here is in MongoDB."""
+        hosted = self._channels.get(channel)
+        if hosted is not None and hosted.epoch == epoch:
+            self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
+
+    async def persist(self, doc: DocName) -> None:
+        """See to it that all of a document that is here is in MongoDB.
+
+        Raises:
+            Unavailable: it cannot be done now.
+        """
+        hosted = self._hosted.get(doc)
+        if hosted is None:
+            return
+        if hosted.local or hosted.is_behind or self.is_away:
+            raise Unavailable("the shared log is away", retry_after_ms=1_000)
+        epoch, upto = hosted.epoch, hosted.pos
+        try:
+            moved = await self._mover.move(doc)
+        except AWAY as exc:
+            self.went_away(exc)
+            raise Unavailable("the shared log is away", retry_after_ms=1_000) from exc
+        if epoch is not None and moved is not None:
+            self.persisted(self._log.channel(doc), epoch, min(moved, upto))
+        if hosted.tail and hosted.tail[0].pos <= upto:
+            raise Unavailable("the database is behind", retry_after_ms=1_000)
+
+    # -- answers ----------------------------------------------------------------------------
+
+    async def answer(self, doc: DocName, key: str) -> Answer | None:
+        """What an operation on this document was answered, as far as that is not in MongoDB."""
+        hosted = self._hosted.get(doc)
+        found = hosted.answers.get(key) if hosted is not None else None
+        if found is None and not self.is_away:
+            try:
+                async with asyncio.timeout(APPEND_TIMEOUT_S):
+                    found = await self._log.answer(doc, key)
+            except AWAY as exc:
+                self.went_away(exc)
+        return None if found is None else mongo_log.answer_of(found)
+
+    # -- healing ----------------------------------------------------------------------------
+
+    def missed(self) -> None:
+        """The channels may have left something out, in every room."""
+        for hosted in list(self._hosted.values()):
+            if not self.is_away and hosted.arriving is None:
+                self._chore(self._fill_in(hosted))
+
+    def _wake_later(self, hosted: _Hosted) -> None:
+        hosted.is_behind = True
+        self._wake.set()
+
+    async def _heal(self) -> None:
+        """Bring what is behind up to date, whenever Redis answers."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                answered_s = await self._ping()
+                behind = [hosted.doc for hosted in self._hosted.values() if hosted.is_behind]
+                await self._heal_all({*behind, *self._spool.docs})
+            except _NOT_NOW as exc:
+                self._why_away = _explain(exc)
+            except Exception:
+                log.exception("the shared log cannot be caught up with")
+            else:
+                if answered_s < SLOW_S:
+                    self._is_back()
+            if self.is_away or self._spool.count or any(h.is_behind for h in self._hosted.values()):
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 1.5, LAST_RETRY_S)
+                self._wake.set()
+            else:
+                delay_s = FIRST_RETRY_S
+
+    def _is_back(self) -> None:
+        if self._away_since is not None:
+            for_s = round(time.monotonic() - self._away_since, 3)
+            log.info("the shared log is back", extra={"away_s": for_s})
+        self._away_since = self._why_away = None
+
+    async def _ping(self) -> float:
+        started = time.perf_counter()
+        async with asyncio.timeout(HEAL_TIMEOUT_S):
+            await self._log.ping()
+        return time.perf_counter() - started
+
+    async def _heal_all(self, docs: Iterable[DocName]) -> None:
+        slots = asyncio.Semaphore(HEALED_AT_ONCE)
+
+        async def one(doc: DocName) -> None:
+            async with slots, self._locked(doc):
+                await self._heal_one(doc)
+
+        outcomes = await asyncio.gather(*map(one, docs), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _heal_one(self, doc: DocName) -> None:
+        """Append what is in the spool, and read what others have appended."""
+        hosted = self._hosted.get(doc)
+        is_open = hosted is not None
+        if hosted is None:
+            hosted = _Hosted(doc)
+        else:
+            if hosted.arriving is not None:
+                return  # it is being read
+            await self._subscribe(doc)
+        is_up = await self._find_place(hosted)
+        await self._flush(hosted)
+        if not is_open:
+            await self._log.announce([doc])
+            return
+        if not is_up:
+            self._give_up(hosted, "failover")
+            return
+        if await self._catch_up(hosted):
+            hosted.is_behind = hosted.local > 0
+            if self._inlet is not None:
+                self._inlet.renumbered(doc, hosted.pos + hosted.local)
+
+    async def _find_place(self, hosted: _Hosted) -> bool:
+        """See to it that the document has a head that we can append to.
+
+        Returns: whether the room has all that is before it.
+        """
+        head = await self._log.head(hosted.doc)
+        if head is not None and head.epoch == hosted.epoch:
+            return True
+        if hosted.epoch is not None:
+            return await self._enter_epoch(hosted)
+        last = await self._store.last(hosted.doc)
+        if last is None:
+            raise Unavailable(f"there is no {hosted.doc} to append to")
+        founded = head is None
+        if head is None:
+            head = await self._log.found(hosted.doc, last.pos + EPOCH_STRIDE, exists=True)
+        was_at, hosted.epoch, hosted.pos = hosted.pos, head.epoch, head.pos
+        return founded and was_at == last.pos
+
+    async def _flush(self, hosted: _Hosted) -> None:
+        """Append what is in the spool of this document, oldest first."""
+        while spooled := await self._spool.first(hosted.doc):
+            for one in spooled:
+                draft = dict(mongo_log.unpack(one.record))
+                awards = await self._judge_late(hosted, draft)
+                if awards:
+                    draft["awards"] = [mongo_log.of_award(award) for award in awards]
+                data = seal_record(self._sealer, hosted.doc, one.origin, one.n, draft)
+                held = _Held(0, one.origin, one.n, data)
+                try:
+                    await self._put(hosted, held, answers=_answers(draft))
+                except Repeated:
+                    # Carried out here and elsewhere, while neither knew of the other.
+                    await self._put(hosted, held)
+                await self._spool.remove([one.id])
+                hosted.local = max(0, hosted.local - 1)
+                if awards and self._inlet is not None:
+                    self._inlet.awarded(hosted.doc, mongo_log.by_set(awards))
+                for key in _answers(draft):
+                    hosted.answers.pop(key, None)
+
+    async def _judge_late(self, hosted: _Hosted, draft: Mapping[str, Any]) -> Sequence[Award]:
+        if draft.get("awards") or not draft.get("scores"):
+            return ()
+        scored = [mongo_log.scored_by(draft)]
+        return (await self._books.judge(str(hosted.doc), scored, hosted.given))[0]
+
+    async def _announce(self) -> None:
+        """Tell the workers what there is to be moved to MongoDB."""
+        while True:
+            await asyncio.sleep(ANNOUNCE_EVERY_S)
+            docs, self._unmoved = self._unmoved, set()
+            if not docs:
+                continue
+            try:
+                await self._log.announce(docs)
+            except AWAY:
+                self._unmoved |= docs
+
+    def _chore(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+def _record(update: Update) -> Record:
+    return Record(update.pos, update.origin, update.n, update.record)
+
+
+def _stored(pos: int, by_entry: Sequence[Sequence[Award]]) -> Stored:
+    every = [award for won in by_entry for award in won]
+    return Stored(pos, mongo_log.by_set(every), [mongo_log.by_set(won) for won in by_entry])
+
+
+def _prizes(awards: Awards) -> set[tuple[str, str]]:
+    return {(set_id, type_) for set_id, won in awards.items() for type_ in won}
+
+
+def _answers(draft: Mapping[str, Any]) -> dict[str, bytes]:
+    """The answers in a record, by the keys under which they are asked for."""
+    return {
+        mongo_log.key(entry["user_id"], entry["op_id"]): entry["answer"].encode()
+        for entry in draft["entries"]
+        if "answer" in entry
+    }
+
+
+def _foreign(draft: Mapping[str, Any], pos: int) -> Foreign:
+    return Foreign(
+        pos,
+        draft.get("yjs"),
+        {UserId(e["user_id"]): e["name"] for e in draft["entries"] if e.get("name")},
+        mongo_log.members_of(draft),
+        mongo_log.client_ids_of(draft),
+        mongo_log.removed_exercises_of(draft),
+        mongo_log.awards_of(draft),
+    )
+
+
+def _with(loaded: Loaded, records: Sequence[Foreign]) -> Loaded:
+    """A document with what came after it was read."""
+    if not records:
+        return loaded
+    members: dict[UserId, Member] = dict(loaded.members)
+    awards = {set_id: dict(won) for set_id, won in loaded.awards.items()}
+    client_ids = dict(loaded.client_ids)
+    removed = set(loaded.removed_exercises)
+    for record in records:
+        for member in record.members:
+            if member.role:
+                members[member.user_id] = member
+            else:
+                members.pop(member.user_id, None)
+        for set_id, won in record.awards.items():
+            awards.setdefault(set_id, {}).update(won)
+        for client_id, user_id in record.client_ids:
+            client_ids.setdefault(client_id, user_id)
+        removed.update(record.removed_exercises)
+    return replace(
+        loaded,
+        updates=[*loaded.updates, *(r.update for r in records if r.update is not None)],
+        seq=max(loaded.seq, records[-1].seq),
+        members=members,
+        awards=awards,
+        client_ids=client_ids,
+        removed_exercises=removed,
+    )
+
+
+def _explain(exc: BaseException) -> str:
+    """Why, without a word of hosts and names: /health shows it to anybody."""
+    if isinstance(exc, TimeoutError) or type(exc).__name__ == "TimeoutError":
+        return "Redis did not answer in time"
+    if isinstance(exc, Unavailable):
+        return str(exc)
+    return f"Redis cannot be used ({type(exc).__name__})"

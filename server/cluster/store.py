@@ -1,0 +1,320 @@
+"""The store of an instance that shares its documents with others: the log in Redis, and MongoDB
+for what lasts.
+
+**What is promised.** What `crdt.ports.Store` promises, whichever instance is asked. An append is in
+the shared log (`cluster`) or, while that is away, on this instance's disk (`local`). Lists and the
+like are read from MongoDB, where the log arrives a moment later: before a user's are read, what was
+appended that concerns them is moved there.
+
+**Who owns what.** `Replicator` the documents that are open here, `MongoStore` what lasts; this puts
+them together, and dispatches what the channels bring.
+
+**What fails.** Redis away: degraded, see `Replicator`. MongoDB away: what is open goes on; what
+must be read from it is `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import msgpack
+
+from crdt.errors import Unavailable
+from crdt.hub import RoomHub
+from crdt.ids import DocKind, DocName, UserId
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.revocations import Revocation
+from server.cluster.books import Book, Books, Prize, Row, Seed
+from server.cluster.bus import Bus
+from server.cluster.connection import AWAY, Connection, RedisUrlError, connect
+from server.cluster.envelope import Malformed, Sealer, unpack_update
+from server.cluster.log import RedisLog
+from server.cluster.mover import Mover, Worker
+from server.cluster.neighbours import ClusterNeighbours, Here
+from server.cluster.record import open_record
+from server.cluster.replicator import Replicator
+from server.metrics import Metrics
+from server.settings import Settings
+from server.storage.mongo import MongoStore
+from server.storage.mongo_log import key
+from server.storage.port import StorageError, StoreStats
+from server.storage.spool import Spool
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 5.0
+
+
+class ClusterStore:
+    """A `ServerStore` and `SharedLog` over one Redis and one MongoDB.
+
+    Args:
+        redis: is closed with the store.
+        embedded_worker: whether this process moves logs to MongoDB as well as serving.
+    """
+
+    kind = "mongodb"
+    durability: Durability = "cluster"
+
+    def __init__(
+        self,
+        redis: Connection,
+        store: MongoStore,
+        spool: Spool,
+        sealer: Sealer,
+        *,
+        prefix: str,
+        instance: str,
+        embedded_worker: bool = True,
+        compact_after: int = 500,
+    ) -> None:
+        self.stats: StoreStats = store.stats
+        self._redis = redis
+        self._store = store
+        self._spool = spool
+        self._log = RedisLog(redis, prefix)
+        books = Books(redis, prefix, seed=self._seed)
+        self._bus = Bus(
+            redis,
+            self._heard,
+            self._missed,
+            heartbeat_channel=f"{prefix}:alive",
+            instance=instance,
+            on_peer_lost=self._peer_lost,
+        )
+        self._mover = Mover(self._log, store, partial(open_record, sealer), on_moved=self._moved)
+        self._replicator = Replicator(
+            self._log, books, self._bus, store, spool, self._mover, sealer, origin=instance
+        )
+        self.neighbours = ClusterNeighbours(self._log, sealer, instance, self._replicator.persisted)
+        self._worker = (
+            Worker(self._mover, self._log, store, consumer=instance, compact_after=compact_after)
+            if embedded_worker
+            else None
+        )
+        self._docs: dict[str, DocName | None] = {}
+        self._working: asyncio.Task[None] | None = None
+        self._here: Here | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, instance: str) -> ClusterStore:
+        """Raises StorageError: an address is none."""
+        assert settings.redis_url is not None
+        assert settings.mongodb_uri is not None
+        try:
+            redis = connect(settings.redis_url.get_secret_value())
+        except RedisUrlError as exc:
+            raise StorageError(str(exc)) from exc
+        secret = settings.bus_secret
+        return cls(
+            redis,
+            MongoStore(settings.mongodb_uri.get_secret_value()),
+            Spool(settings.data_dir, max_bytes=settings.spool_max_bytes),
+            Sealer(secret.get_secret_value().encode() if secret else None),
+            prefix=settings.redis_prefix,
+            instance=instance,
+            embedded_worker=settings.embedded_worker,
+            compact_after=settings.compact_after,
+        )
+
+    async def open(self) -> None:
+        await self._store.open()
+        await self._spool.open()
+
+    async def begin(self, hub: RoomHub, here: Here) -> None:
+        """Take part: from now on others are heard, and what was left in the spool is appended."""
+        self._here = here
+        self._docs[self._log.channel(None)] = None
+        self.neighbours.open(hub, here)
+        self._replicator.open(hub)
+        await self._bus.open()
+        with contextlib.suppress(Unavailable):  # the wish stays
+            await self._bus.subscribe(self._log.channel(None))
+        if self._worker is not None:
+            self._working = asyncio.create_task(self._worker.run(), name="worker")
+
+    async def close(self) -> None:
+        await self._replicator.close()
+        await self.neighbours.close()
+        if self._working is not None:
+            self._working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._working
+        await self._bus.close()
+        await self._spool.close()
+        await self._store.close()
+        await self._redis.aclose()
+
+    # -- what the channels bring --------------------------------------------------------------
+
+    def _heard(self, channel: str, data: bytes) -> None:
+        try:
+            parts = msgpack.unpackb(data, raw=True)
+            kind = parts[1]
+            if kind == b"u":
+                self._replicator.heard(channel, unpack_update(data))
+            elif kind == b"n" and channel in self._docs:
+                self.neighbours.heard(channel, self._docs[channel], parts[2])
+        except (Malformed, ValueError, TypeError, IndexError, msgpack.UnpackException) as exc:
+            log.error("a message is malformed", extra={"channel": channel, "cause": str(exc)})
+
+    def _missed(self) -> None:
+        self._replicator.missed()
+        self.neighbours.missed()
+        if self._here is not None:
+            self._here.reload_revocations()
+
+    def _peer_lost(self, instance: str) -> None:
+        self.neighbours.gone(instance)
+
+    def _moved(self, doc: DocName, epoch: str, upto: int) -> None:
+        self.neighbours.moved(doc, epoch, upto)
+
+    async def _seed(self, book: Book) -> Seed:
+        found = await self._store.book(UserId(book.user_id), book.exercise)
+        return Seed(
+            [Row(str(row.doc), row.set_id, row.values) for row in found.rows],
+            [
+                Prize(str(doc), award.set_id, award.type, award.value, award.previous)
+                for doc, award in found.awards
+            ],
+        )
+
+    # -- documents ----------------------------------------------------------------------------
+
+    async def load(self, doc: DocName) -> Loaded | None:
+        loaded = await self._replicator.load(doc)
+        if loaded is not None:
+            self._docs[self._log.channel(doc)] = doc
+            self.neighbours.opened(doc)
+        return loaded
+
+    async def append(self, batch: Append) -> Stored:
+        if batch.creates or batch.summary or any(entry.members for entry in batch.entries):
+            await self._mark_unlisted(batch)
+        stored = await self._replicator.append(batch)
+        if batch.creates:
+            self._docs[self._log.channel(batch.doc)] = batch.doc
+        return stored
+
+    async def persist(self, doc: DocName) -> None:
+        await self._replicator.persist(doc)
+
+    def release(self, doc: DocName) -> None:
+        self._docs.pop(self._log.channel(doc), None)
+        self._replicator.release(doc)
+
+    async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+        return await self._store.compact(doc, snapshot, upto, base)
+
+    # -- beside the log -----------------------------------------------------------------------
+
+    async def _mark_unlisted(self, batch: Append) -> None:
+        """Let all instances know whose lists are about to lack this."""
+        users = {member.user_id for entry in batch.entries for member in entry.members}
+        users |= {entry.author.user_id for entry in batch.entries}
+        if batch.summary is not None:
+            users.add(batch.summary.owner_id)
+        if not self._replicator.is_away:
+            try:
+                await self._log.mark_unlisted(users, batch.doc)
+            except AWAY as exc:
+                self._replicator.went_away(exc)
+
+    async def _list(self, user_id: UserId) -> None:
+        """See to it that this user's lists have what was appended, wherever that was."""
+        if self._replicator.is_away:
+            return  # what is in MongoDB is all that can be shown
+        try:
+            docs = await self._log.unlisted(user_id)
+            for doc in docs:
+                await self._mover.move(doc)
+            await self._log.mark_listed(user_id, docs)
+        except AWAY as exc:
+            self._replicator.went_away(exc)
+
+    async def answer(
+        self, user_id: UserId, op_id: str, doc: DocName | None = None
+    ) -> Answer | None:
+        if doc is not None:
+            found = await self._replicator.answer(doc, key(user_id, op_id))
+            if found is not None:
+                return found
+        return await self._store.answer(user_id, op_id)
+
+    async def summaries(
+        self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None
+    ) -> Sequence[tuple[Summary, str]]:
+        await self._list(user_id)
+        return await self._store.summaries(user_id, kind, limit=limit, before=before)
+
+    async def summary(self, doc: DocName) -> Summary | None:
+        return await self._store.summary(doc)
+
+    async def active_workout(self, owner_id: UserId) -> str | None:
+        await self._list(owner_id)
+        return await self._store.active_workout(owner_id)
+
+    async def claim_active(
+        self, owner_id: UserId, workout_id: str, instead_of: str | None = None
+    ) -> str:
+        await self._list(owner_id)
+        return await self._store.claim_active(owner_id, workout_id, instead_of)
+
+    async def revoke(self, revocation: Revocation, entry: Entry) -> None:
+        await self._store.revoke(revocation, entry)
+        self.neighbours.revoked(revocation)
+
+    async def revocations(self, now_ms: int) -> Sequence[Revocation]:
+        return await self._store.revocations(now_ms)
+
+    # -- how it is ----------------------------------------------------------------------------
+
+    async def check(self) -> float:
+        return await self._store.check()
+
+    @property
+    def is_deaf(self) -> bool:
+        return self._bus.is_deaf
+
+    def watch(self, metrics: Metrics) -> None:
+        """Show what is counted here."""
+        for name, text, read in (
+            ("spool_records", "Records that wait for the shared log", lambda: self._spool.count),
+            ("spool_bytes", "What they take", lambda: self._spool.size_bytes),
+            ("bus_deaf_seconds", "Since something was heard", lambda: self._bus.deaf_s),
+            ("bus_instances", "Instances that are heard of", lambda: len(self._bus.peers) + 1),
+            (
+                "shared_log_away",
+                "Whether appends go to the spool",
+                lambda: self._replicator.is_away,
+            ),
+            ("hosted_documents", "Documents followed", lambda: self._replicator.hosted_count),
+            (
+                "unpersisted_bytes",
+                "Records that may be in the shared log alone",
+                lambda: self._replicator.tails_bytes,
+            ),
+        ):
+            metrics.watch(f"repsync_{name}", text, read, None)
+
+    def report(self) -> dict[str, Any]:
+        """The shared log as a dependency in the health report."""
+        error = self._replicator.why_away or self._bus.last_error
+        report: dict[str, Any] = {
+            "kind": "redis",
+            "state": "degraded" if error or self._replicator.is_away or self.is_deaf else "healthy",
+            "latency_ms": round((self._bus.publish_latency_s or 0.0) * 1_000, 3),
+            "deaf_s": round(self._bus.deaf_s, 1),
+            "spool_records": self._spool.count,
+            "spool_bytes": self._spool.size_bytes,
+            "instances": len(self._bus.peers) + 1,
+        }
+        if error:
+            report["error"] = error
+        return report

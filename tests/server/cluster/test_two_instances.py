@@ -1,0 +1,426 @@
+"""Two instances around one Redis and one MongoDB: a member cannot tell on which one it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from pycrdt import Map
+from redis.asyncio import Redis
+
+from crdt import ids
+from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
+from server.replay.devices import DocumentClient, EventClient
+from tests.helpers.redis_servers import RedisProcess
+from tests.helpers.servers import RunningServer, running_server
+
+pytestmark = pytest.mark.timeout(120)
+
+SECRET = "a secret of more than thirty-two bytes"
+WORKOUT, TEMPLATE = ids.workout("w"), ids.template("t")
+DEADLINE_S = 20.0
+
+
+@dataclass
+class Two:
+    """Two servers that share everything."""
+
+    a: RunningServer
+    b: RunningServer
+    redis: RedisProcess
+    prefix: str
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def both(self) -> tuple[RunningServer, RunningServer]:
+        return self.a, self.b
+
+
+async def started(
+    stack: AsyncExitStack, folder: Path, redis: RedisProcess, mongo_uri: str, **settings: Any
+) -> Two:
+    prefix = f"t{uuid4().hex[:8]}"
+    servers = [
+        await stack.enter_async_context(
+            running_server(
+                folder / name,
+                jwt_secret=SECRET,
+                redis_url=redis.url,
+                redis_prefix=prefix,
+                mongodb_uri=mongo_uri,
+                bus_secret=SECRET,
+                **settings,
+            )
+        )
+        for name in ("a", "b")
+    ]
+    return Two(servers[0], servers[1], redis, prefix, stack)
+
+
+@pytest.fixture
+async def two(tmp_path: Path, redis_process: RedisProcess, mongo_uri: str) -> AsyncIterator[Two]:
+    async with AsyncExitStack() as stack:
+        yield await started(stack, tmp_path, redis_process, mongo_uri, room_idle_timeout_s=0.3)
+
+
+async def eventually(check: Any, timeout_s: float = DEADLINE_S) -> Any:
+    """Await a check until what it returns is true."""
+    async with asyncio.timeout(timeout_s):
+        while not (found := await check()):  # noqa: ASYNC110 - any condition
+            await asyncio.sleep(0.02)
+        return found
+
+
+async def health(server: RunningServer) -> tuple[int, dict[str, Any]]:
+    async with aiohttp.ClientSession() as session, session.get(server.url + "/health") as answer:
+        return answer.status, await answer.json()
+
+
+async def make_workout(owner: EventClient, **fields: Any) -> None:
+    await owner.do("workout:create", {"workout_id": WORKOUT.id, "title": "Leg day", **fields})
+    await owner.do(
+        "workout:exercise:add",
+        {"workout_id": WORKOUT.id, "exercise_id": "squat", "exercise": {"name": "Squat"}},
+    )
+
+
+async def log_set(client: EventClient, reps: int = 5, **more: Any) -> dict[str, Any]:
+    return await client.do(
+        "workout:set:complete",
+        {
+            "workout_id": WORKOUT.id,
+            "exercise_id": "squat",
+            "set": {"reps": reps, "weight_kg": 100},
+            **more,
+        },
+    )
+
+
+def write_set(client: DocumentClient, set_id: str, user_id: str = "ana") -> None:
+    client.map("sets")[set_id] = Map(
+        {
+            "user_id": user_id,
+            "exercise": "squat",
+            "order": f"b{set_id}",
+            "kind": "normal",
+            "reps": 5,
+            "completed_at": 1_700_000_000_000,
+        }
+    )
+
+
+async def sets_of(client: EventClient) -> set[str]:
+    synced = await client.do("workout:sync", {"workout_id": WORKOUT.id})
+    return {item["id"] for item in synced["workout"]["sets"]}
+
+
+async def join(client: EventClient) -> dict[str, Any]:
+    return await client.do("workout:join", {"workout_id": WORKOUT.id})
+
+
+async def test_a_set_done_on_one_is_told_and_synced_on_the_other(two: Two) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    watch = await two.b.events("ana", "watch")
+    laptop = await two.b.document("ana", WORKOUT)
+    await join(watch)
+    done = await log_set(phone)
+    assert done["durability"] == "cluster"
+    assert done["is_pr"] is True
+    told = await watch.next("workout:set:completed")
+    assert (told["set_id"], told["is_pr"]) == (done["set_id"], True)
+    assert told["user"] == {"id": "ana", "name": "ana"}
+    await laptop.until(lambda: done["set_id"] in laptop.content()["sets"])
+    write_set(laptop, "s2")
+    told = await phone.next("workout:set:completed", lambda event: event["set_id"] == "s2")
+    assert told["set"]["reps"] == 5
+    assert await sets_of(phone) == await sets_of(watch) == {done["set_id"], "s2"}
+
+
+async def test_many_edits_on_both_end_equal(two: Two) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    laptops = [await server.document("ana", WORKOUT) for server in two.both]
+    watch = await two.b.events("ana", "watch")
+    for number in range(20):
+        for which, laptop in enumerate(laptops):
+            write_set(laptop, f"{which}-{number}")
+            laptop.map("meta")["title"] = f"Title {which}-{number}"
+        await asyncio.gather(log_set(phone), log_set(watch))
+    await asyncio.gather(*(laptop.sync() for laptop in laptops))
+    for laptop in laptops:
+        await laptop.until(lambda laptop=laptop: len(laptop.content()["sets"]) == 80)
+    await laptops[0].until(lambda: laptops[0].content() == laptops[1].content())
+    synced = [
+        (await client.do("workout:sync", {"workout_id": WORKOUT.id}))["workout"]
+        for client in (phone, watch)
+    ]
+    for key in ("sets", "exercises", "title", "progress", "version"):
+        assert synced[0][key] == synced[1][key]
+
+
+async def test_an_operation_sent_to_both_is_carried_out_once(two: Two) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    again = await two.b.events("ana")
+    op_id = str(uuid4())
+    first, second = await asyncio.gather(log_set(phone, op_id=op_id), log_set(again, op_id=op_id))
+    assert first == second
+    assert await sets_of(phone) == {first["set_id"]}
+    assert await log_set(again, op_id=op_id) == first
+
+
+async def test_a_workout_made_twice_by_one_operation_is_one(two: Two) -> None:
+    phone, again = await two.a.events("ana"), await two.b.events("ana")
+    wish = {"title": "Leg day", "op_id": str(uuid4())}
+    made = await asyncio.gather(phone.do("workout:create", wish), again.do("workout:create", wish))
+    assert made[0]["workout"]["id"] == made[1]["workout"]["id"]
+    listed = await again.do("workout:list", {})
+    assert [item["id"] for item in listed["workouts"]] == [made[0]["workout"]["id"]]
+
+
+async def test_a_status_changes_once(two: Two) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    watch = await two.b.events("ana", "watch")
+    await join(watch)
+    await phone.do("workout:start", {"workout_id": WORKOUT.id})
+    await watch.next("workout:started")
+    answers = await asyncio.gather(
+        phone.ask("workout:complete", {"workout_id": WORKOUT.id}),
+        watch.ask("workout:abandon", {"workout_id": WORKOUT.id}),
+    )
+    assert sorted(answer["ok"] for answer in answers) == [False, True]
+    (error,) = [answer["error"]["code"] for answer in answers if not answer["ok"]]
+    assert error in ("conflict", "unavailable")
+    for client in (phone, watch):
+        await client.until(lambda client=client: bool(ends(client)))
+    await log_set(phone)
+    for client in (phone, watch):
+        await client.next("workout:set:completed")
+        assert len(ends(client)) == 1
+
+
+def ends(client: EventClient) -> list[str]:
+    """How the workout has ended, as often as it was told."""
+    return [
+        name for name, *_ in client.events if name in ("workout:completed", "workout:abandoned")
+    ]
+
+
+async def test_a_record_is_won_once_in_two_workouts(two: Two) -> None:
+    phone, watch = await two.a.events("ana"), await two.b.events("ana", "watch")
+    for client, workout_id in ((phone, "w1"), (watch, "w2")):
+        await client.do("workout:create", {"workout_id": workout_id})
+        await client.do(
+            "workout:exercise:add",
+            {"workout_id": workout_id, "exercise_id": "squat", "exercise": {"name": "Squat"}},
+        )
+    for weight_kg in (100, 110, 120):
+        done = await asyncio.gather(
+            *(
+                client.do(
+                    "workout:set:complete",
+                    {
+                        "workout_id": workout_id,
+                        "exercise_id": "squat",
+                        "set": {"reps": 5, "weight_kg": weight_kg},
+                    },
+                )
+                for client, workout_id in ((phone, "w1"), (watch, "w2"))
+            )
+        )
+        assert sorted(one["is_pr"] for one in done) == [False, True]
+
+
+async def test_members_are_seen_wherever_they_are(two: Two) -> None:
+    ana = await two.a.events("ana")
+    await make_workout(ana, mode="group", visibility="public")
+    ben = await two.b.events("ben")
+    await join(ben)
+    told = await ana.next("workout:member:joined", lambda event: event["user"]["id"] == "ben")
+    assert told["role"] == "participant"
+
+    async def online() -> set[str]:
+        synced = await ben.do("workout:sync", {"workout_id": WORKOUT.id})
+        return {m["user"]["id"] for m in synced["workout"]["members"] if m["online"]}
+
+    await eventually(lambda: _is(online(), {"ana", "ben"}))
+    await ana.close()
+    told = await ben.next("workout:member:left")
+    assert told["user"]["id"] == "ana"
+    assert await online() == {"ben"}
+
+
+async def _is(found: Any, wanted: Any) -> bool:
+    return bool(await found == wanted)
+
+
+async def test_who_is_put_out_on_one_is_out_on_the_other(two: Two) -> None:
+    ana = await two.a.events("ana")
+    await make_workout(ana, mode="group", visibility="public")
+    ben = await two.b.events("ben")
+    await join(ben)
+    await ana.do("workout:sync", {"workout_id": WORKOUT.id})
+    await ana.do("workout:member:remove", {"workout_id": WORKOUT.id, "user_id": "ben"})
+    told = await ana.next("workout:member:changed", lambda event: event["role"] is None)
+    assert told["user"]["id"] == "ben"
+
+    async def refused() -> bool:
+        answer = await log_set_answer(ben)
+        return not answer["ok"] and answer["error"]["code"] == "forbidden"
+
+    await eventually(refused)
+
+
+async def log_set_answer(client: EventClient) -> dict[str, Any]:
+    return await client.ask(
+        "workout:set:complete",
+        {"workout_id": WORKOUT.id, "exercise_id": "squat", "set": {"reps": 5}},
+    )
+
+
+async def test_an_invitation_reaches_the_other_instance(two: Two) -> None:
+    ana, ben = await two.a.events("ana"), await two.b.events("ben")
+    await make_workout(ana)
+    await ana.do("workout:invite", {"workout_id": WORKOUT.id, "user_id": "ben", "role": "coach"})
+    told = await ben.next("workout:invited")
+    assert told["workout_id"] == WORKOUT.id
+    assert (await join(ben))["role"] == "coach"
+
+
+async def test_a_revocation_ends_connections_of_the_other_instance(two: Two) -> None:
+    root, ben = await two.a.events("root", role="admin"), await two.b.events("ben")
+    await root.do("auth:revoke", {"user_id": "ben"})
+    assert (await ben.next("auth:revoked"))["code"] == "unauthenticated"
+    await ben.wait_until_gone(DEADLINE_S)
+
+
+async def test_a_new_workout_is_listed_by_the_other_instance(two: Two) -> None:
+    ana, again = await two.a.events("ana"), await two.b.events("ana")
+    await make_workout(ana)
+
+    async def listed() -> bool:
+        found = await again.do("workout:list", {})
+        return [item["id"] for item in found["workouts"]] == [WORKOUT.id]
+
+    assert [item["id"] for item in (await ana.do("workout:list", {}))["workouts"]] == ["w"]
+    await eventually(listed)
+    answer = await again.ask("workout:create", {"workout_id": WORKOUT.id})
+    assert answer["error"]["code"] == "conflict"
+
+
+async def test_a_template_is_edited_on_both(two: Two) -> None:
+    ana = await two.a.events("ana")
+    await ana.do("template:create", {"template_id": TEMPLATE.id, "title": "Plan"})
+    laptops = [await server.document("ana", TEMPLATE) for server in two.both]
+    for which, laptop in enumerate(laptops):
+        laptop.roots["notes"].insert(0, f"from {which}. ")
+    for laptop in laptops:
+        await laptop.until(
+            lambda laptop=laptop: all(f"from {n}" in str(laptop.roots["notes"]) for n in (0, 1))
+        )
+    assert str(laptops[0].roots["notes"]) == str(laptops[1].roots["notes"])
+
+
+async def test_presence_is_seen_on_the_other_instance(two: Two) -> None:
+    ana = await two.a.events("ana")
+    await make_workout(ana)
+    here, there = [await server.document("ana", WORKOUT) for server in two.both]
+    state = encode_awareness([AwarenessEntry(7, 1, {"set": 3})])
+    await here._emit("awareness-update", state)
+    await there.until(lambda: bool(shown(there)))
+    assert shown(there) == {7: {"set": 3, "user": {"id": "ana", "name": "ana"}}}
+    late = await two.b.document("ana", WORKOUT)
+    await late.until(lambda: bool(shown(late)))
+    await here.close()
+    await there.until(lambda: not shown(there))
+
+
+def shown(client: DocumentClient) -> dict[int, Any]:
+    """The states that a client has been told of, those that are there."""
+    states: dict[int, Any] = {}
+    for update in client.awareness:
+        states.update({entry.client_id: entry.state for entry in decode_awareness(update)})
+    return {client_id: state for client_id, state in states.items() if state is not None}
+
+
+async def test_with_redis_gone_edits_are_kept_here_and_reach_everybody_when_it_is_back(
+    two: Two,
+) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    watch = await two.b.events("ana", "watch")
+    await join(watch)
+    laptop = await two.b.document("ana", WORKOUT)
+    two.redis.kill()
+    done = [await log_set(phone), await log_set(watch)]
+    assert [one["durability"] for one in done] == ["local", "local"]
+    status, report = await eventually(lambda: _degraded(two.a))
+    assert status == 206
+    assert report["dependencies"]["redis"]["state"] == "degraded"
+    two.redis.start()
+    wanted = {one["set_id"] for one in done}
+    await eventually(lambda: _is(sets_of(phone), wanted))
+    await eventually(lambda: _is(sets_of(watch), wanted))
+    await laptop.until(lambda: set(laptop.content()["sets"]) == wanted)
+    await eventually(lambda: _is_healthy(two.a))
+    assert (await log_set(phone))["durability"] == "cluster"
+
+
+async def _degraded(server: RunningServer) -> tuple[int, dict[str, Any]] | None:
+    status, report = await health(server)
+    return (status, report) if report["status"] == "degraded" else None
+
+
+async def _is_healthy(server: RunningServer) -> bool:
+    return (await health(server))[0] == 200
+
+
+async def test_a_redis_that_has_lost_everything_gets_it_back(two: Two) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    watch = await two.b.events("ana", "watch")
+    await join(watch)
+    before = await log_set(phone)
+    await watch.next("workout:set:completed")
+    two.redis.kill()
+    two.redis.lose_everything()
+    meanwhile = await log_set(watch)
+    two.redis.start()
+    after = await log_set(phone)
+    wanted = {before["set_id"], meanwhile["set_id"], after["set_id"]}
+    for client in (phone, watch):
+        await eventually(lambda client=client: _is(sets_of(client), wanted))
+    await eventually(lambda: _is_healthy(two.a))
+    third = await two.b.document("ana", WORKOUT)
+    assert set(third.content()["sets"]) == wanted
+
+
+async def test_nothing_is_left_in_redis_when_the_rooms_are_empty(two: Two) -> None:
+    phone = await two.a.events("ana")
+    await make_workout(phone)
+    laptop = await two.b.document("ana", WORKOUT)
+    await log_set(phone)
+    await laptop.until(lambda: len(laptop.content()["sets"]) == 1)
+    await phone.close()
+    await laptop.close()
+    async with Redis.from_url(two.redis.url) as redis:
+
+        async def is_empty() -> bool:
+            keys = [key.decode() async for key in redis.scan_iter(f"{two.prefix}:*")]
+            channels = await redis.pubsub_channels(f"{two.prefix}:*")
+            rooms = [one for one in channels if b"workout" in one]
+            return not rooms and not [key for key in keys if key.endswith((":log", ":head"))]
+
+        await eventually(is_empty)
+    again = await two.b.events("ana")
+    assert len(await sets_of(again)) == 1
+    assert (await log_set(again))["durability"] == "cluster"
