@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from hashlib import sha1
 from typing import Any, NamedTuple
 
 import msgpack
@@ -39,6 +40,7 @@ JUDGE, SEED = Script("judge"), Script("seed")
 
 BOOK_KEPT_S = 7 * 86_400
 SEED_ATTEMPTS = 3
+NOBODY = "-"
 
 _INDEX: dict[str, int] = {type_: index for index, type_ in enumerate(RECORD_TYPES, start=1)}
 
@@ -97,22 +99,38 @@ class Books:
         self._seed = seed
 
     async def judge(
-        self, doc: str, entries: Sequence[Entry], given: Collection[tuple[str, str]] = ()
+        self,
+        doc: str,
+        entries: Sequence[Entry],
+        given: Collection[tuple[str, str]] = (),
+        *,
+        origin: str,
     ) -> list[list[Award]]:
         """What each entry wins, given all that came before it, and write it into the books.
 
+        What is won is claimed: for `origin`, and for the entry's operation, whoever carries that
+        out. They win it again as long as it is not `given`, because what they won has not been
+        stored then; nobody else does.
+
         Args:
-            given: (set id, type) of the records that sets of this document have won. What a set
-                won in one exercise it does not win again in another, which its book cannot know.
+            given: (set id, type) of the records that sets of this document have won, as far as is
+                known here.
+            origin: who stores what is won, without a space.
         """
         scores = [score for entry in entries for score in entry.scores]
+        ops = [_op(entry) for entry in entries for _ in entry.scores]
         by_score: list[list[Award]] = [[] for _ in scores]
         barred = set(given)
         for books in _rounds(scores):
             # Books do not know of each other, so they are judged at once.
             judged = await asyncio.gather(
                 *(
-                    self._judge_book(doc, book, [scores[at] for at in places], barred)
+                    self._judge_book(
+                        book,
+                        [scores[at] for at in places],
+                        [_competing(doc, scores[at], ops[at], barred) for at in places],
+                        origin,
+                    )
                     for book, places in books.items()
                 )
             )
@@ -124,12 +142,12 @@ class Books:
         return [[award for _ in entry.scores for award in next(in_order)] for entry in entries]
 
     async def _judge_book(
-        self, doc: str, book: Book, scores: Sequence[Score], barred: Collection[tuple[str, str]]
+        self, book: Book, scores: Sequence[Score], competing: Sequence[Any], origin: str
     ) -> list[list[Award]]:
         keys = self._keys(book)
-        asked = msgpack.packb([_competing(doc, score, barred) for score in scores])
+        asked = msgpack.packb(competing)
         for _ in range(SEED_ATTEMPTS):
-            told = await JUDGE(self._redis, keys, [BOOK_KEPT_S, asked])
+            told = await JUDGE(self._redis, keys, [BOOK_KEPT_S, origin, asked])
             if told is not None:
                 return _awards(scores, told)
             seed = msgpack.packb(_packed(await self._seed(book)))
@@ -160,12 +178,19 @@ def _rounds(scores: Sequence[Score]) -> list[dict[Book, list[int]]]:
 # -- as the scripts read and write it -------------------------------------------------------------
 
 
-def _competing(doc: str, score: Score, barred: Collection[tuple[str, str]]) -> list[Any]:
+def _op(entry: Entry) -> str:
+    """A short name of the operation, without a space; `NOBODY` if it has none."""
+    if entry.op_id is None:
+        return NOBODY
+    return sha1(key(entry.author.user_id, entry.op_id).encode(), usedforsecurity=False).hexdigest()
+
+
+def _competing(doc: str, score: Score, op: str, barred: Collection[tuple[str, str]]) -> list[Any]:
     values = [
         [_INDEX[type_], text, key(doc, score.set_id, type_), (score.set_id, type_) in barred]
         for type_, text in _texts(score.values)
     ]
-    return [key(doc, score.set_id), values]
+    return [key(doc, score.set_id), values, op]
 
 
 def _packed(seed: Seed) -> list[Any]:
@@ -177,7 +202,10 @@ def _packed(seed: Seed) -> list[Any]:
         for row in seed.rows
     ]
     prizes = [
-        [key(prize.doc, prize.set_id, prize.type), f"{_text(prize.value)} {_text(prize.previous)}"]
+        [
+            key(prize.doc, prize.set_id, prize.type),
+            f"{_text(prize.value)} {_text(prize.previous)} {NOBODY} {NOBODY}",
+        ]
         for prize in seed.prizes
     ]
     return [rows, prizes]
@@ -187,7 +215,7 @@ def _awards(scores: Sequence[Score], told: Sequence[Any]) -> list[list[Award]]:
     by_score: list[list[Award]] = [[] for _ in scores]
     for at, index, won in told:
         score = scores[at - 1]
-        value, _, previous = won.decode().partition(" ")
+        value, previous, *_ = won.decode().split(" ")
         by_score[at - 1].append(
             Award(
                 score.set_id,
@@ -195,7 +223,7 @@ def _awards(scores: Sequence[Score], told: Sequence[Any]) -> list[list[Award]]:
                 score.exercise,
                 RECORD_TYPES[index - 1],
                 whole(float(value)),
-                whole(float(previous)) if previous else None,
+                None if previous == NOBODY else whole(float(previous)),
             )
         )
     return by_score
@@ -207,4 +235,4 @@ def _texts(values: Mapping[Any, float]) -> list[tuple[str, str]]:
 
 def _text(value: float | None) -> str:
     """To the last digit: what is read from it is the same number."""
-    return "" if value is None else repr(float(value))
+    return NOBODY if value is None else repr(float(value))

@@ -472,7 +472,9 @@ class Replicator:
             return [() for _ in entries]
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_S):
-                return await self._books.judge(str(hosted.doc), entries, hosted.given)
+                return await self._books.judge(
+                    str(hosted.doc), entries, hosted.given, origin=self._origin
+                )
         except _NOT_NOW as exc:
             # Neither the set nor its ack can wait for that.
             told = {"document": str(hosted.doc), "cause": str(exc)}
@@ -564,7 +566,8 @@ class Replicator:
             except Repeated:
                 await self._put(hosted, held)
             if draft.get("scores"):  # the books are gone as well; what was won is in the record
-                await self._books.judge(str(hosted.doc), [mongo_log.scored_by(draft)])
+                scored = [mongo_log.scored_by(draft)]
+                await self._books.judge(str(hosted.doc), scored, origin=held.origin)
         if head.pos != base:
             return self._give_up(hosted, "failover")  # others were first, and may have more
         if self._inlet is not None:
@@ -747,7 +750,7 @@ class Replicator:
         while spooled := await self._spool.first(hosted.doc):
             for one in spooled:
                 draft = dict(mongo_log.unpack(one.record))
-                awards = await self._judge_late(hosted, draft)
+                awards = await self._judge_late(hosted, one.origin, draft)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
                 data = seal_record(self._sealer, hosted.doc, one.origin, one.n, draft)
@@ -764,11 +767,13 @@ class Replicator:
                 for key in _answers(draft):
                     hosted.answers.pop(key, None)
 
-    async def _judge_late(self, hosted: _Hosted, draft: Mapping[str, Any]) -> Sequence[Award]:
+    async def _judge_late(
+        self, hosted: _Hosted, origin: str, draft: Mapping[str, Any]
+    ) -> Sequence[Award]:
         if draft.get("awards") or not draft.get("scores"):
             return ()
         scored = [mongo_log.scored_by(draft)]
-        return (await self._books.judge(str(hosted.doc), scored, hosted.given))[0]
+        return (await self._books.judge(str(hosted.doc), scored, hosted.given, origin=origin))[0]
 
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""

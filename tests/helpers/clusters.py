@@ -32,7 +32,7 @@ from tests.helpers.proxies import Proxy
 from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.servers import ServerProcess
 
-IS_SERVED = False
+IS_SERVED = True
 """Whether this version runs as several instances (`REDIS_URL`). Until then a cluster has one."""
 
 SECRET = "a secret of more than thirty-two bytes"

@@ -1,6 +1,6 @@
 -- Bring a book in, unless it is here already.
 -- KEYS: as for judge.lua. ARGV: seconds that a book is kept, book (msgpack):
---       [[[set, [[type, value], ...]], ...], [[prize, "value previous"], ...]]
+--       [[[set, [[type, value], ...]], ...], [[prize, as it is kept], ...]]
 local prizes = KEYS[1]
 if redis.call('HEXISTS', prizes, 'seeded') == 1 then return end
 redis.call('DEL', unpack(KEYS))
