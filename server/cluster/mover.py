@@ -294,6 +294,7 @@ class Worker:
 
     async def _work(self) -> None:
         while True:
+            heed_cancellation()
             try:
                 if not self._held:
                     await self._take()
@@ -393,6 +394,7 @@ class Worker:
     async def _sweep_again_and_again(self) -> None:
         seen: dict[DocName, tuple[Head, bool]] = {}
         while True:
+            heed_cancellation()
             try:
                 seen = await self._sweep(seen)
             except Exception as exc:  # of an outage the other half tells
@@ -429,6 +431,13 @@ class Worker:
                 await self._log.retire(doc, head.pos)
         await self._log.announce(forgotten)
         return found
+
+
+def heed_cancellation() -> None:
+    """Drivers lose one now and then: what waited for an answer is cancelled as that arrives."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def is_outage(exc: BaseException) -> bool:

@@ -541,7 +541,7 @@ async def test_a_record_that_was_moved_here_is_the_same_in_all(
     packed = mongo_log.pack(drafted(record(b"a", everything()), FIRST_SQUAT))
     assert await store.persist(LEG_DAY, [(2, mongo_log.unpack(packed))]) == 2
     assert await store.persist(LEG_DAY, [(3, drafted(record(None)))]) == 3
-    assert await store.last(LEG_DAY) == (3, NOW_MS, 0)
+    assert await store.last(LEG_DAY) == (3, NOW_MS, 0, ("", 0))
     loaded = await store.load(LEG_DAY)
     assert loaded is not None
     assert (list(loaded.updates), loaded.seq) == ([b"created", b"a"], 3)
@@ -569,7 +569,8 @@ async def test_what_was_moved_here_goes_on_where_appends_ended(
     await create(store)
     await store.append(record(None))
     last = await other.last(LEG_DAY)
-    assert last == (2, NOW_MS, 0)
+    assert last is not None
+    assert last == (2, NOW_MS, 0, ("", 0))
     at = last.pos + EPOCH_STRIDE
     assert await other.persist(LEG_DAY, moved({at + 1: b"a", at + 2: b"b"})) == at + 2
     with pytest.raises(Unavailable):  # whoever had seen the log's end before
@@ -765,7 +766,7 @@ async def test_snapshots_of_a_log_that_jumps_lose_nothing(
     await store.persist(LEG_DAY, [(1, CREATED), (2, drafted(record(None))), *moved({at: b"a"})])
     assert not await store.compact(LEG_DAY, b"of nothing that is here", upto=3, base=0)
     assert await store.compact(LEG_DAY, b"upto 2", upto=2, base=0)
-    assert await store.last(LEG_DAY) == (at, NOW_MS, 2)
+    assert await store.last(LEG_DAY) == (at, NOW_MS, 2, ("", 0))
     assert await stored(store) == [b"a"]
     await store.persist(LEG_DAY, moved({at + 1: b"b", 2 * at: b"c"}))
     assert not await store.compact(LEG_DAY, b"older", upto=at, base=1)
@@ -778,7 +779,7 @@ async def test_snapshots_of_a_log_that_jumps_lose_nothing(
     await raw["log"].update_many({"doc": str(LEG_DAY)}, {"$set": {"expires_ms": 1}})
     async with opening(mongo_uri) as again:  # which deletes what was kept for long enough
         assert await raw["log"].find().to_list() == []
-        assert await again.last(LEG_DAY) == (2 * at, NOW_MS, 2 * at)
+        assert await again.last(LEG_DAY) == (2 * at, NOW_MS, 2 * at, None)
         assert await again.persist(LEG_DAY, moved({2 * at + 1: b"d"})) == 2 * at + 1
         assert await stored(again) == [b"d"]
 
@@ -920,6 +921,34 @@ def test_what_follows_from_records_is_the_same_in_any_order(
             await client.close()
 
     asyncio.run(project())
+
+
+async def test_of_two_who_insert_a_row_at_once_the_one_that_counts_stays(
+    raw: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MongoDB tells the slower one that the `_id` is taken, whichever of the two counts."""
+    write_once = mongo_projection._write_once
+    others = {"documents": 1, "client_ids": 3}
+
+    def at(pos: int) -> dict[str, Any]:
+        batch = record(None, entry(client_ids=[(7, UserId(f"user{pos}"))]), title=f"Day {pos}")
+        return mongo_log.placed(drafted(batch), str(LEG_DAY), pos=pos, seq=pos, prev=pos - 1)
+
+    outpaced: set[str] = set()
+
+    async def outpace(db: Database, collection: str, operations: Any) -> Any:
+        if collection not in outpaced:
+            outpaced.add(collection)
+            other = mongo_projection._operations(at(others[collection]))[collection]
+            await write_once(db, collection, other)
+            return range(len(operations))
+        return await write_once(db, collection, operations)
+
+    monkeypatch.setattr(mongo_projection, "_write_once", outpace)
+    await mongo_projection.project(raw, at(2))
+    [row] = await raw["documents"].find().to_list()
+    [bound] = await raw["client_ids"].find().to_list()
+    assert (row["title"], bound["user_id"]) == ("Day 2", "user2")
 
 
 # -- a record as bytes --------------------------------------------------------------------------
