@@ -212,7 +212,10 @@ class Gateway:
             await self._documents.enter(session, session.document)
             return
         self._by_user.setdefault(session.user.id, set()).add(session.id)
-        active = await self._services.store.active_workout(session.user.id)
+        try:
+            active = await self._services.store.active_workout(session.user.id)
+        except Unavailable:
+            active = None  # what is open goes on, and who comes to it is let in
         welcome = {
             "user": {**session.user.to_wire(), "role": session.user.role},
             "device_id": session.device["id"],

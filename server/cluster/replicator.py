@@ -387,7 +387,11 @@ class Replicator:
     async def _append_shared(self, hosted: _Hosted, batch: Append, n: int) -> Stored | None:
         """Returns: None if Redis has not said in time whether it is done."""
         doc = hosted.doc
-        by_entry = await self._judge(hosted, batch.entries)
+        try:
+            by_entry = await self._judge(hosted, batch.entries)
+        except AWAY as exc:
+            self.went_away(exc)
+            return None
         expected = _stored(hosted.pos + 1, by_entry)
         draft = mongo_log.draft(batch, by_entry, expected, hosted.listed_at)
         data = seal_record(self._sealer, doc, self._origin, n, draft)
@@ -467,15 +471,17 @@ class Replicator:
         return stored
 
     async def _judge(self, hosted: _Hosted, entries: Sequence[Entry]) -> Sequence[Sequence[Award]]:
-        """Which records the entries win; none if that cannot be known now."""
+        """Which records the entries win; none if the database would have to be asked, and cannot.
+
+        Raises: one of `AWAY`.
+        """
         if not any(entry.scores for entry in entries):
             return [() for _ in entries]
         try:
-            async with asyncio.timeout(APPEND_TIMEOUT_S):
-                return await self._books.judge(
-                    str(hosted.doc), entries, hosted.given, origin=self._origin
-                )
-        except _NOT_NOW as exc:
+            return await self._books.judge(
+                str(hosted.doc), entries, hosted.given, origin=self._origin
+            )
+        except Unavailable as exc:
             # Neither the set nor its ack can wait for that.
             told = {"document": str(hosted.doc), "cause": str(exc)}
             log.warning("records are not judged", extra=told)

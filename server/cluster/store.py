@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -47,7 +48,7 @@ from server.storage.spool import Spool
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 5.0
+SEED_TIMEOUT_S, SEED_AGAIN_AFTER_S = 1.5, 2.0
 
 
 class ClusterStore:
@@ -98,6 +99,7 @@ class ClusterStore:
             else None
         )
         self._docs: dict[str, DocName | None] = {}
+        self._no_seed_before_s = 0.0
         self._working: asyncio.Task[None] | None = None
         self._here: Here | None = None
 
@@ -176,7 +178,19 @@ class ClusterStore:
         self.neighbours.moved(doc, epoch, upto)
 
     async def _seed(self, book: Book) -> Seed:
-        found = await self._store.book(UserId(book.user_id), book.exercise)
+        """A record book as MongoDB has it.
+
+        Raises:
+            Unavailable: it cannot be read, or could not a moment ago: sets wait for this.
+        """
+        if time.monotonic() < self._no_seed_before_s:
+            raise Unavailable("the record books cannot be read now")
+        try:
+            async with asyncio.timeout(SEED_TIMEOUT_S):
+                found = await self._store.book(UserId(book.user_id), book.exercise)
+        except (Unavailable, TimeoutError) as exc:
+            self._no_seed_before_s = time.monotonic() + SEED_AGAIN_AFTER_S
+            raise Unavailable("the record books cannot be read now") from exc
         return Seed(
             [Row(str(row.doc), row.set_id, row.values) for row in found.rows],
             [

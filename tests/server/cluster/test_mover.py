@@ -24,7 +24,7 @@ from server.cluster.mover import Mover, Worker
 from server.storage import mongo_log
 from server.storage.mongo import MongoStore
 from tests.contracts.update_store import OWNER, PULL_DAY, record
-from tests.helpers.mongo_servers import Proxy
+from tests.helpers.proxies import Proxy
 from tests.helpers.replicas import Peer, set_fields
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
 
@@ -627,7 +627,7 @@ async def test_an_outage_is_lived_through_and_told_once(
         async with working(worker):
             await log.announce([LEG_DAY])
             await until(lambda: store.load(LEG_DAY))
-            proxy.cut()
+            proxy.down()
             await instance.append(b"a")
             await log.announce([LEG_DAY])
 
@@ -638,7 +638,7 @@ async def test_an_outage_is_lived_through_and_told_once(
             if away == "MongoDB":
                 assert worker.backlog.waiting == 1
                 assert worker.backlog.oldest_s >= 0
-            proxy.release()
+            proxy.heal()
 
             async def is_moved() -> bool:
                 return "records are moved to MongoDB again" in caplog.messages
