@@ -31,6 +31,7 @@ from typing import Any
 import msgpack
 from redis import exceptions
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -44,7 +45,7 @@ HEARTBEAT, GOODBYE = "h", "b"
 
 SUBSCRIBE_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 2.0
-PUBLISH_TIMEOUT_S = 1.0
+PUBLISH_TIMEOUT_S = 2.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
 CHANNELS_IN_COMMAND = 500
 
@@ -237,9 +238,7 @@ class Bus:
         """A connection of our own, which the client's pool does not know."""
         make: Callable[..., AbstractConnection]
         if isinstance(self._redis, RedisCluster):
-            # Nodes pass on to each other what is published: any of them will do.
-            await self._redis.initialize()
-            node = random.choice(self._redis.get_primaries())
+            node = await self._any_node(self._redis)
             make, options = node.connection_class, node.connection_kwargs
         else:
             pool = self._redis.connection_pool
@@ -252,6 +251,12 @@ class Bus:
             await connection.disconnect(nowait=True)
             raise
         return connection
+
+    @staticmethod
+    async def _any_node(cluster: RedisCluster) -> ClusterNode:
+        """Nodes pass on to each other what is published. This one may be dead, the next not."""
+        await cluster.initialize()
+        return random.choice(cluster.get_primaries())
 
     async def _listen(self, connection: AbstractConnection) -> None:
         """Hand over what comes, until the connection breaks or nothing of our own comes back."""
@@ -351,7 +356,14 @@ class Bus:
         try:
             data = msgpack.packb([VERSION, kind, self._instance, *more])
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                await self._redis.publish(self._heartbeat_channel, data)
+                if isinstance(self._redis, RedisCluster):
+                    # Left to itself, the client may ask the same dead node again and again.
+                    node = await self._any_node(self._redis)
+                    await self._redis.execute_command(
+                        "PUBLISH", self._heartbeat_channel, data, target_nodes=node
+                    )
+                else:
+                    await self._redis.publish(self._heartbeat_channel, data)
             self.publish_latency_s = time.monotonic() - started_s
         except (exceptions.RedisError, OSError) as exc:
             self.last_error = explain(exc)

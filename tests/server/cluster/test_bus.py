@@ -10,17 +10,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from crdt.errors import Unavailable
 from server.cluster.bus import Bus
+from tests.helpers.mongo_servers import free_port
 from tests.helpers.proxies import Proxy, proxied
 from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.rooms import DEADLINE_S, until
@@ -41,7 +43,7 @@ def client_of(url: str, **options: Any) -> Redis:
 class Instance:
     """A bus, and what it has told."""
 
-    redis: Redis
+    redis: Any
     channel: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -544,6 +546,65 @@ async def test_while_redis_stands_still_nobody_is_lost(
     assert (one.lost, two.lost) == ([], [])
 
 
+# -- a Redis Cluster --------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[list[RedisProcess]]:
+    """A Redis Cluster of two nodes, each with half of the slots."""
+    ports = [port for port in (free_port() for _ in range(50)) if port + 10_000 < 65_536][:2]
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+    nodes = [RedisProcess(tmp_path / str(port), port, options).start() for port in ports]
+    async with client_of(nodes[0].url) as one, client_of(nodes[1].url) as two:
+        await one.execute_command("CLUSTER ADDSLOTS", *range(8_192))
+        await two.execute_command("CLUSTER ADDSLOTS", *range(8_192, 16_384))
+        await one.execute_command("CLUSTER MEET", "127.0.0.1", ports[1])
+
+        async def is_whole() -> bool:
+            told = [await node.execute_command("CLUSTER INFO") for node in (one, two)]
+            return all(each["cluster_state"] == "ok" for each in told)
+
+        await until_so(is_whole)
+    yield nodes
+    for node in nodes:
+        node.kill()
+
+
+async def test_in_a_cluster_every_node_is_heard(nodes: list[RedisProcess]) -> None:
+    async with AsyncExitStack() as stack:
+        cluster = RedisCluster("127.0.0.1", nodes[0].port, socket_timeout=1.0, protocol=2)
+        stack.push_async_callback(cluster.aclose)
+        one = Instance(cluster, f"{ROOM}:all", "one", HASTY)
+        await one.bus.open()
+        stack.push_async_callback(one.bus.close)
+        await one.bus.subscribe(ROOM, timeout_s=PATIENCE_S)
+        clients = [await stack.enter_async_context(client_of(node.url)) for node in nodes]
+        for number, client in enumerate(clients):
+            await client.publish(ROOM, str(number).encode())
+            await until(lambda number=number: len(one.messages) == number + 1)
+        assert one.of(ROOM) == [b"0", b"1"]
+        await one.hears()
+
+        listened_to = [await client.client_list(_type="pubsub") != [] for client in clients]
+        assert sorted(listened_to) == [False, True]
+        killed = nodes[listened_to.index(True)]
+        killed.kill()
+        await until(lambda: one.gaps >= 1, PATIENCE_S)
+        survivor = clients[listened_to.index(False)]
+        await survivor.publish(ROOM, b"after it")
+        await until(lambda: b"after it" in one.of(ROOM))
+        await one.hears()
+        assert not one.bus.is_deaf
+
+        killed.start()  # the client ends in order with all of its nodes only
+
+        async def is_whole() -> bool:
+            return bool(await cluster.set("a", 1) and await cluster.set("b", 1))
+
+        await until_so(is_whole)
+        await one.hears()
+
+
 # -- the end ----------------------------------------------------------------------------------
 
 
@@ -608,7 +669,7 @@ async def test_a_redis_of_the_newer_protocol_is_understood_as_well(redis_server:
 
 async def until_so(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until Redis says that it is so."""
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             with contextlib.suppress(RedisError):
                 if await condition():
