@@ -520,8 +520,9 @@ class RoomHub:
             self._show(commit)
 
     def _take_in_until(self, live: LiveRoom, seq: int) -> None:
-        """What came in while an append was under way and stands before this position."""
-        before = [record for record in live.incoming if record.seq < seq]
+        """What came in while an append was under way, up to the position that ours was given, or
+        was promised: none of it is ours."""
+        before = [record for record in live.incoming if record.seq <= seq]
         live.incoming = [record for record in live.incoming if record.seq > seq]
         self._take_in(live, before)
 

@@ -30,6 +30,11 @@ DOCUMENT_PREFIX = "/yjs|"
 REFUSAL_COST = 20
 """Events that a refused update counts for, beside itself: the room's head may have to be built
 anew, which takes as long as the document is large."""
+FIRST_ASK_DELAY_S, LAST_ASK_DELAY_S = 1.0, 30.0
+"""How long a client whose answer to our sync-step-1 leaves a gap is not asked again: twice as long
+each time, until one is taken."""
+ASK = "ask"
+"""The session's timer for that."""
 
 DOCUMENT_EVENTS = frozenset({"sync-step-1", "sync-update", "awareness-update"})
 
@@ -112,6 +117,7 @@ class DocumentDoor:
     def _ask(self, session: Session, live: LiveRoom) -> None:
         """Send our own sync-step-1; a stock client answers with what we lack."""
         session.is_asked = True
+        session.stop_timer(ASK)
         self._sockets.ask(
             session.namespace,
             session.id,
@@ -122,17 +128,30 @@ class DocumentDoor:
 
     def ask_to_sync(self, session: Session, name: DocName, reason: str) -> None:
         """Tell a client that it has to sync again, and why."""
+        self._tell_to_sync(session, reason)
+        self._ask_again(session, name)
+
+    def _tell_to_sync(self, session: Session, reason: str) -> None:
         self._sockets.post(session.namespace, [session.id], "sync-reset", {"reason": reason})
         self._metrics.resets.labels(reason).inc()
+
+    def _ask_again(self, session: Session, name: DocName) -> None:
+        """Stock clients do not know sync-reset, but answer a sync-step-1."""
         live = self._hub.find(name)
-        # Stock clients do not know sync-reset, but answer a sync-step-1.
         if live is not None and not session.is_asked:
             self._ask(session, live)
+
+    def _ask_later(self, session: Session, name: DocName) -> None:
+        """Asked at once, a client that lacks a part itself would answer the same, and so for ever.
+        What it lacks may come to it; else it is asked more and more rarely."""
+        delay_s = min(max(FIRST_ASK_DELAY_S, 2 * session.ask_delay_s), LAST_ASK_DELAY_S)
+        session.ask_delay_s = delay_s
+        session.start_timer(ASK, delay_s, partial(self._ask_again, session, name))
 
     def _on_missing(self, session: Session, name: DocName, *answer: Any) -> None:
         session.is_asked = False
         if session.id in self._sessions and answer and isinstance(answer[0], bytes):
-            self._on_sync_update(session, name, answer, None)
+            self._on_sync_update(session, name, answer, None, is_answer=True)
 
     def _on_sync_step_1(
         self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
@@ -153,15 +172,25 @@ class DocumentDoor:
         return live
 
     def _on_sync_update(
-        self, session: Session, name: DocName, args: Sequence[Any], ack: Ack | None
+        self,
+        session: Session,
+        name: DocName,
+        args: Sequence[Any],
+        ack: Ack | None,
+        *,
+        is_answer: bool = False,
     ) -> None:
-        """Admit an update now, in order; the ack follows when it is durable."""
+        """Admit an update now, in order; the ack follows when it is durable.
+
+        Args:
+            is_answer: whether the client was asked for it.
+        """
         try:
             update = _bytes(args, "update", self._max_update_bytes)
             live = self._room_of(session, name)
             stored = self._hub.submit(live, update, live.connections[session.id])
         except RepSyncError as exc:
-            self._refuse(session, name, exc, ack)
+            self._refuse(session, name, exc, ack, is_answer=is_answer)
             return
         except Exception:
             log.exception("an update could not be handled", extra={"document": str(name)})
@@ -169,6 +198,8 @@ class DocumentDoor:
             self._answer(ack, {"ok": False, "error": INTERNAL})
             return
         self._metrics.count_event("sync-update", "ok")
+        if is_answer:
+            session.ask_delay_s = 0.0
         if ack is None:
             return  # should it fail, the room's sync-reset tells
         if stored.done():
@@ -189,13 +220,25 @@ class DocumentDoor:
             durability = outcome.durability or self._durability
             self._answer(ack, {"ok": True, "seq": outcome.seq, "durability": durability})
 
-    def _refuse(self, session: Session, name: DocName, exc: RepSyncError, ack: Ack | None) -> None:
+    def _refuse(
+        self,
+        session: Session,
+        name: DocName,
+        exc: RepSyncError,
+        ack: Ack | None,
+        *,
+        is_answer: bool,
+    ) -> None:
         self._metrics.count_event("sync-update", exc.code)
         session.allowance.charge(REFUSAL_COST)
         self._answer(ack, {"ok": False, "error": exc.to_wire()})
         if isinstance(exc, Unsynced | Unavailable):
             # Its replica is good, we lack a part: dropping it would lose the client's edits.
-            self.ask_to_sync(session, name, exc.code)
+            self._tell_to_sync(session, exc.code)
+            if is_answer:
+                self._ask_later(session, name)
+            elif ASK not in session.timers:
+                self._ask_again(session, name)
             return
         rejection: dict[str, Any] = {"code": exc.code, "message": str(exc)}
         if exc.path is not None:

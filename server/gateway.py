@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -281,8 +282,7 @@ class Gateway:
         session = self._sessions.pop(ConnectionId(sid), None)
         if session is None:
             return
-        for timer in session.timers:
-            timer.cancel()
+        session.stop_timers()
         self._session_counts[session.user.id] -= 1
         if not self._session_counts[session.user.id]:
             del self._session_counts[session.user.id]
@@ -405,15 +405,10 @@ class Gateway:
                 self._put_out_unless_allowed(live, session.connection)
 
     def _watch_expiry(self, session: Session) -> None:
-        for timer in session.timers:
-            timer.cancel()
         left_s = session.expires_at_s - time.time()
-        loop = asyncio.get_running_loop()
         notice_s = max(0.0, left_s - self._settings.auth_expiring_notice_s)
-        session.timers = [
-            loop.call_later(notice_s, self._announce_expiry, session),
-            loop.call_later(max(0.0, left_s), self._expire, session),
-        ]
+        session.start_timer("expiring", notice_s, partial(self._announce_expiry, session))
+        session.start_timer("expired", max(0.0, left_s), partial(self._expire, session))
 
     def _announce_expiry(self, session: Session) -> None:
         notice = {"expires_at": int(session.expires_at_s * 1_000)}

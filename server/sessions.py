@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crdt.access import User
@@ -15,7 +16,8 @@ from server.transport.allowance import Allowance
 
 @dataclass(slots=True)
 class Session:
-    """Owned by the gateway. `missed` and `is_asked` are the document door's notes."""
+    """Owned by the gateway, which ends its timers with it. `missed`, `is_asked` and `ask_delay_s`
+    are the document door's notes."""
 
     id: ConnectionId
     namespace: str
@@ -27,12 +29,16 @@ class Session:
     allowance: Allowance
     """What the user may still send; all of the user's sessions share it."""
     document: DocName | None = None
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+    """What is to be called later, by what it is for; what has been called is not among them."""
     missed: tuple[bytes, bytes] | None = None
     """The first update that was left out because the client is slow, and the document's state
     vector right after it: what the two together lack is all that it has missed."""
     is_asked: bool = False
     """Whether the client's answer to our own sync-step-1 is still to come."""
+    ask_delay_s: float = 0.0
+    """How long it was not asked again after its last answer, which was refused; 0.0 if none was
+    since the last that was taken."""
     is_revoking: bool = False
     """Whether it waits for the ack of an `auth:revoke`, which it gets even if that ends it."""
 
@@ -43,3 +49,22 @@ class Session:
     @property
     def caller(self) -> Caller:
         return Caller(self.user, self.device, self.id)
+
+    def start_timer(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
+        """Have something called later, instead of what this timer was to call."""
+        self.stop_timer(name)
+
+        def fire() -> None:
+            del self.timers[name]
+            call()
+
+        self.timers[name] = asyncio.get_running_loop().call_later(delay_s, fire)
+
+    def stop_timer(self, name: str) -> None:
+        timer = self.timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def stop_timers(self) -> None:
+        for name in list(self.timers):
+            self.stop_timer(name)

@@ -43,6 +43,7 @@ from server.cluster.connection import Connection
 from server.cluster.scripts import Argument, Script, checked_prefix
 
 APPEND, FOUND, RETIRE = Script("append"), Script("found"), Script("retire")
+REFOUND = Script("refound")
 ANNOUNCE, FINISH = Script("announce"), Script("finish")
 
 GROUP = "movers"
@@ -168,6 +169,19 @@ class RedisLog:
         keys = [self._key(doc, "head"), self._key(doc, "log")]
         epoch = secrets.token_hex(EPOCH_BYTES)
         return _head(await FOUND(self._redis, keys, [epoch, pos, int(exists)]))
+
+    async def refound(self, doc: DocName, epoch: str, pos: int) -> Head:
+        """Give up an epoch, with all that the stream has of it, because it went back behind what
+        had been told of it: a replica that lagged has taken over, or a disk has lost its last
+        second. To be done by who has what it lost, after what it still has was moved.
+
+        Args:
+            epoch: the one that is given up; if it is another one by now, nothing is changed.
+            pos: the position before the first one that the new epoch will give.
+        Returns: the head that stands.
+        """
+        keys = [self._key(doc, "head"), self._key(doc, "log")]
+        return _head(await REFOUND(self._redis, keys, [epoch, secrets.token_hex(EPOCH_BYTES), pos]))
 
     async def append(
         self,

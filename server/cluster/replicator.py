@@ -68,6 +68,7 @@ HEAL_TIMEOUT_S = 5.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 1.0
 ANNOUNCE_EVERY_S = 0.2
 LOAD_ATTEMPTS = 5
+NOTICE_TIMEOUT_S = 1.0
 HEALED_AT_ONCE = 16
 PAGE = 1_000
 
@@ -112,6 +113,9 @@ class _Hosted:
     """Those of the records in the spool."""
     tail: deque[_Held] = field(default_factory=deque)
     tail_bytes: int = 0
+    is_unsure: bool = False
+    """The channel may have left something out: until it is read, what is said of our positions
+    may be of others' records."""
     is_behind: bool = False
     """Redis was away: what is appended goes to the spool until this is healed."""
     arriving: list[Update] | None = None
@@ -401,7 +405,12 @@ class Replicator:
         try:
             try:
                 pos = await self._put(
-                    hosted, held, creates=batch.creates, answers=answers, guards=guards
+                    hosted,
+                    held,
+                    creates=batch.creates,
+                    answers=answers,
+                    guards=guards,
+                    is_new=True,
                 )
             except (Unfounded, EpochChanged):
                 if not await self._enter_epoch(hosted):
@@ -432,8 +441,13 @@ class Replicator:
         creates: bool = False,
         answers: Mapping[str, bytes] | None = None,
         guards: Mapping[str, int] | None = None,
+        is_new: bool = False,
     ) -> int:
-        """Append a record in the present epoch, with all that stands before it taken in."""
+        """Append a record in the present epoch, with all that stands before it taken in.
+
+        Args:
+            is_new: it has not been tried before, so its position must be a new one.
+        """
         assert hosted.epoch is not None
         async with asyncio.timeout(APPEND_TIMEOUT_S):
             pos = await self._log.append(
@@ -446,6 +460,11 @@ class Replicator:
                 answers=answers or {},
                 guards=guards or {},
             )
+        if pos <= hosted.pos and is_new and not _has(hosted.tail, held):
+            self._hold(hosted, held)
+            if not await self._go_on_after_loss(hosted):
+                raise Outdated
+            return hosted.pos
         if pos > hosted.pos + 1:
             async for record in self._read_on(hosted.doc, hosted.pos):
                 if record.pos >= pos:
@@ -543,6 +562,9 @@ class Replicator:
         head = await self._log.head(hosted.doc)
         if head is None or head.epoch != hosted.epoch:
             return await self._enter_epoch(hosted)
+        if head.pos < hosted.pos:
+            return await self._go_on_after_loss(hosted)
+        hosted.is_unsure = False
         try:
             async for record in self._read_on(hosted.doc, hosted.pos):
                 if record.pos > hosted.pos + 1:
@@ -563,7 +585,7 @@ class Replicator:
         head = await self._log.found(hosted.doc, base, exists=True)
         log.warning("a log is founded anew", extra={"document": str(hosted.doc)})
         tail = list(hosted.tail)
-        hosted.epoch, hosted.pos = head.epoch, head.pos
+        hosted.epoch, hosted.pos, hosted.is_unsure = head.epoch, head.pos, False
         self._let_go(hosted, len(hosted.tail))
         for held in tail:
             draft = open_record(self._sealer, hosted.doc, Record(*held))
@@ -579,6 +601,20 @@ class Replicator:
         if self._inlet is not None:
             self._inlet.renumbered(hosted.doc, hosted.pos)
         return True
+
+    async def _go_on_after_loss(self, hosted: _Hosted) -> bool:
+        """Redis has gone back behind what it had told us: begin an epoch with what we have.
+
+        Returns: see `_enter_epoch`.
+        """
+        assert hosted.epoch is not None
+        log.error("Redis has lost what it had acknowledged", extra={"document": str(hosted.doc)})
+        await self._mover.move(hosted.doc)  # what it still has, and we may not
+        last = await self._last(hosted.doc)
+        head = await self._log.head(hosted.doc)
+        known = (last.pos if last else 0, hosted.pos, head.pos if head else 0)
+        await self._log.refound(hosted.doc, hosted.epoch, max(known) + EPOCH_STRIDE)
+        return await self._enter_epoch(hosted)
 
     async def _last(self, doc: DocName) -> Last | None:
         try:
@@ -610,7 +646,7 @@ class Replicator:
     def persisted(self, channel: str, epoch: str, upto: int) -> None:
         """What this epoch has up to here is in MongoDB."""
         hosted = self._channels.get(channel)
-        if hosted is not None and hosted.epoch == epoch:
+        if hosted is not None and hosted.epoch == epoch and not hosted.is_unsure:
             self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
 
     async def persist(self, doc: DocName) -> None:
@@ -624,16 +660,16 @@ class Replicator:
             return
         if hosted.local or hosted.is_behind or self.is_away:
             raise Unavailable("the shared log is away", retry_after_ms=1_000)
-        epoch, upto = hosted.epoch, hosted.pos
         try:
-            moved = await self._mover.move(doc)
+            await self._mover.move(doc)
         except AWAY as exc:
             self.went_away(exc)
             raise Unavailable("the shared log is away", retry_after_ms=1_000) from exc
-        if epoch is not None and moved is not None:
-            self.persisted(self._log.channel(doc), epoch, min(moved, upto))
-        if hosted.tail and hosted.tail[0].pos <= upto:
-            raise Unavailable("the database is behind", retry_after_ms=1_000)
+        deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
+        while hosted.tail and self._hosted.get(doc) is hosted:  # until the channel has told us
+            if time.monotonic() > deadline_s:
+                raise Unavailable("the database is behind", retry_after_ms=1_000)
+            await asyncio.sleep(NOTICE_TIMEOUT_S / 50)
 
     # -- answers ----------------------------------------------------------------------------
 
@@ -654,6 +690,7 @@ class Replicator:
     def missed(self) -> None:
         """The channels may have left something out, in every room."""
         for hosted in list(self._hosted.values()):
+            hosted.is_unsure = True
             if not self.is_away and hosted.arriving is None:
                 self._chore(self._fill_in(hosted))
 
@@ -797,6 +834,11 @@ class Replicator:
         task = asyncio.ensure_future(work)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+
+
+def _has(tail: Iterable[_Held], held: _Held) -> bool:
+    """Whether the channel has brought this record of ours already."""
+    return any((one.origin, one.n) == (held.origin, held.n) for one in tail)
 
 
 def _record(update: Update) -> Record:

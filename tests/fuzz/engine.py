@@ -1,7 +1,8 @@
 """One target under libFuzzer, guided by the coverage of our Python code: `engine TARGET RUNS SEED`.
 
 What a run raises is kept and counted, and the fuzzing goes on; what ends the process leaves its
-input in a file.
+input in a file. At the end some of the inputs are played over and over: libFuzzer grows with all
+that it finds, the server may not (see `tests/fuzz/memory.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -25,12 +27,15 @@ with atheris.instrument_imports(
     from tests.fuzz.targets import TARGETS
 
 from tests.fuzz.findings import FINDINGS, LAST, REGRESSIONS, keep
+from tests.fuzz.memory import MAX_KEPT_BYTES, kept_bytes, memory_bytes
 from tests.fuzz.target import ACCEPTED, Target
 
 MAX_INPUT_BYTES = 64 * 1024
 WARM_UP = 0.2
 """The part of the runs after which memory should have found its level."""
 MAX_GROWTH_MB = 48
+SAMPLE = 500
+"""How many inputs are played again at the end, to see what is kept of them."""
 SHOWN = 3
 """How many inputs are kept of one cause."""
 
@@ -45,6 +50,8 @@ class Session:
         self.outcomes: Counter[str] = Counter()
         self.causes: Counter[str] = Counter()
         self.warm_mb = 0.0
+        self._sample: list[bytes] = []
+        self._random = Random(runs)
         self._started = time.monotonic()
         self._last = self._open_last()
 
@@ -58,17 +65,32 @@ class Session:
     def run(self, data: bytes) -> None:
         """One input."""
         self.done += 1
+        failure = self._play(data, self.outcomes)
+        if failure is not None:
+            self._note(data, failure)
+        self._remember(data)
+        if self.done == max(1, int(self.runs * WARM_UP)):
+            self.warm_mb = memory_mb()
+
+    def _play(self, data: bytes, outcomes: Counter[str]) -> BaseException | None:
+        """Returns: what it raised, if anything."""
         # Should this be the last one of the process, the memory of the file still has it.
         head = self.done.to_bytes(8, "little") + len(data).to_bytes(8, "little")
         self._last[: 16 + len(data)] = head + data
         try:
-            self.outcomes += self.target.feed(data)
+            outcomes += self.target.feed(data)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:  # a panic of native code is no Exception
-            self._note(data, exc)
-        if self.done == max(1, int(self.runs * WARM_UP)):
-            self.warm_mb = memory_mb()
+            return exc
+        return None
+
+    def _remember(self, data: bytes) -> None:
+        """Keep a sample in which every input is as likely to be as any other."""
+        if len(self._sample) < SAMPLE:
+            self._sample.append(data)
+        elif (at := self._random.randrange(self.done)) < SAMPLE:
+            self._sample[at] = data
 
     def _note(self, data: bytes, exc: BaseException) -> None:
         where = traceback.extract_tb(exc.__traceback__)[-1]
@@ -83,6 +105,8 @@ class Session:
     def tell(self) -> bool:
         """Print the summary. Returns: whether everything held."""
         mb = memory_mb()
+        again = partial(self._play, outcomes=Counter())
+        kept = kept_bytes(again, self._sample) if self._sample else 0.0
         crashes = sum(self.causes.values())
         accepted = self.outcomes.pop(ACCEPTED, 0)
         refused = ", ".join(f"{code} {count:,}" for code, count in sorted(self.outcomes.items()))
@@ -90,28 +114,27 @@ class Session:
         print(
             f"{self.target.name}: {self.done:,} runs in {seconds:.0f} s;"
             f" accepted {accepted:,}; refused: {refused or 'nothing'}; crashes {crashes:,};"
-            f" memory {self.warm_mb:.0f} MB after warm-up, {mb:.0f} MB at the end",
+            f" memory {self.warm_mb:.0f} MB after warm-up, {mb:.0f} MB at the end,"
+            f" {kept:.0f} bytes kept of an input that is played again",
             flush=True,
         )
-        if mb - self.warm_mb > MAX_GROWTH_MB:
+        leaks = kept > MAX_KEPT_BYTES
+        if leaks:
+            print(f"{self.target.name}: of each input more than {MAX_KEPT_BYTES} bytes are kept")
+        grows = mb - self.warm_mb > MAX_GROWTH_MB
+        if grows:
             print(f"{self.target.name}: the memory grew by more than {MAX_GROWTH_MB} MB")
-            return False
-        return not crashes
+        return not (crashes or leaks or grows)
 
 
 def memory_mb() -> float:
-    """The memory of this process that is in use now."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux: the most that it ever was
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return memory_bytes() / 2**20
 
 
 def main(name: str, runs: int, seed: int) -> None:
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
+    # With it the first panic of native code reads all symbols that there are, and keeps 50 MB.
+    os.environ["RUST_BACKTRACE"] = "0"
     corpus = FINDINGS / name / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     with TARGETS[name]() as target, tempfile.TemporaryDirectory() as seeds:
@@ -136,11 +159,16 @@ def main(name: str, runs: int, seed: int) -> None:
         if (REGRESSIONS / name).is_dir():
             folders.append(str(REGRESSIONS / name))
         atheris.Setup([sys.argv[0], *options, *folders], session.run, custom_mutator=mutate)
+        code: object = 0
         try:
             atheris.Fuzz()
+        except SystemExit as end:
+            code = end.code
         finally:
             held = session.tell()
-    sys.exit(0 if held else 1)
+    # libFuzzer is leaving the process already, with its own code: no other exit would change that.
+    sys.stdout.flush()
+    os._exit(1 if code or not held else 0)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,28 @@ export async function anEditThatBuildsOnAnotherTabsUnsentEditArrives () {
   assert.deepEqual(a.rejections, [])
 }
 
+export async function aReplicaThatLacksAPartItselfArrivesOnceItHasIt () {
+  const { room } = await template()
+  const [a, b] = [await synced('ana', room), await synced('ben', room)]
+  a.disconnect()
+  const tab = new Y.Doc()
+  const [first, second] = updatesOf(tab, () => {
+    tab.getText('notes').insert(0, 'first ')
+    tab.getText('notes').insert(6, 'second')
+  })
+  // The other tab's second edit came through the browser, its first one did not.
+  Y.applyUpdate(a.doc, second, a)
+  a.connect()
+  await until(() => a.resets.length > 0, 'sync-reset')
+  for (let i = 0; i < 20; i++) await pull(a)
+  assert.ok(a.resets.length < 5, `told to sync ${a.resets.length} times`)
+  assert.equal(b.doc.getText('notes').toString(), '')
+  Y.applyUpdate(a.doc, first, a)
+  await converged(a.doc, b.doc)
+  assert.equal(b.doc.getText('notes').toString(), 'first second')
+  assert.deepEqual(a.rejections, [])
+}
+
 export async function anUpdateThatIsTooLargeIsRefusedAndTheConnectionLivesOn () {
   const { ana, template_id, room } = await template()
   const limit = ana.welcome.limits.max_update_bytes

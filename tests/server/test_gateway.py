@@ -16,7 +16,9 @@ from crdt.errors import Unavailable
 from crdt.ids import DocName
 from crdt.ports import Append, Stored
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
+from server import documents
 from server.replay.devices import DocumentClient, EventClient, Refused
+from server.sessions import Session
 from tests.helpers.replicas import Peer
 from tests.helpers.servers import RunningServer, running_server
 
@@ -737,3 +739,141 @@ async def test_a_failed_append_is_told_and_the_next_one_goes_well(
     assert told["set_id"] == "s1"
     set_id = await log_set(ana)
     await laptop.until(lambda: set_id in laptop.content()["sets"])
+
+
+# -- what a client lacks itself -------------------------------------------------------------------
+
+
+class LackingClient(DocumentClient):
+    """Answers the server's question with `gap`, as long as there is one, and not with all it has.
+
+    So does a Yjs client that was given something which builds on what it has not got itself.
+    """
+
+    gap = b""
+    asked = 0
+
+    async def _on_event(self, event: str, *args: Any) -> Any:
+        if event != "sync-step-1":
+            return await super()._on_event(event, *args)
+        self.asked += 1
+        answer = await super()._on_event(event, *args)
+        return self.gap or answer
+
+
+def gap() -> bytes:
+    """The second of two updates."""
+    peer = Peer()
+    peer.set("s-1", exercise="squat")
+    return peer.set("s-2", exercise="squat")
+
+
+async def lacking_client(server: RunningServer) -> LackingClient:
+    client = LackingClient(server.url, WORKOUT, server.token("ana"))
+    client.gap = gap()
+    server.clients.append(client)
+    await client.connect()
+    await client.until(lambda: bool(client.resets))  # its first answer has been refused
+    return client
+
+
+def session_of_the_document(server: RunningServer) -> Session:
+    (session,) = (s for s in server.parts.gateway._sessions.values() if s.document is not None)
+    return session
+
+
+def write_unheard(client: DocumentClient, set_id: str) -> None:
+    """Write a set whose update gets lost on the way."""
+    client._is_remote = True
+    write_set(client, set_id)
+    client._is_remote = False
+
+
+@pytest.fixture
+def long_ask_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a test takes."""
+    monkeypatch.setattr(documents, "FIRST_ASK_DELAY_S", 3_600.0)
+    monkeypatch.setattr(documents, "LAST_ASK_DELAY_S", 3_600.0)
+
+
+@pytest.mark.usefixtures("long_ask_delay")
+async def test_who_answers_with_a_gap_is_not_asked_again_at_once(server: RunningServer) -> None:
+    await make_workout(await server.events("ana"))
+    laptop = await lacking_client(server)
+    for _ in range(3):
+        answer = await laptop.send(gap())
+        assert answer["error"]["code"] == "unsynced"
+    await laptop.until(lambda: len(laptop.resets) >= 4)
+    assert laptop.asked == 1
+
+
+async def test_who_goes_on_answering_with_a_gap_is_asked_more_and_more_rarely(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays_s: list[float] = []
+    start_timer = Session.start_timer
+
+    def start_at_once(
+        session: Session, name: str, delay_s: float, call: Callable[[], None]
+    ) -> None:
+        if name == documents.ASK:
+            delays_s.append(delay_s)
+            delay_s = 0.0
+        start_timer(session, name, delay_s, call)
+
+    monkeypatch.setattr(Session, "start_timer", start_at_once)
+    ana = await server.events("ana")
+    await make_workout(ana)
+    laptop = await lacking_client(server)
+    await laptop.until(lambda: laptop.asked > 7)
+    assert delays_s[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    # The part that it lacked has come to it.
+    write_unheard(laptop, "s1")
+    laptop.gap = b""
+    assert (await ana.next("workout:set:completed"))["set_id"] == "s1"
+    delays_s.clear()
+    laptop.gap = gap()
+    await laptop.send(laptop.gap)
+    await laptop.until(lambda: len(delays_s) > 1)
+    assert delays_s[:2] == [1.0, 2.0]
+
+
+@pytest.mark.usefixtures("long_ask_delay")
+async def test_who_is_merely_ahead_is_asked_at_once_each_time(server: RunningServer) -> None:
+    ana = await server.events("ana")
+    await make_workout(ana)
+    laptop = await server.document("ana", WORKOUT)
+    for lost, sent in (("s1", "s2"), ("s3", "s4")):
+        write_unheard(laptop, lost)
+        write_set(laptop, sent)
+        told = {(await ana.next("workout:set:completed"))["set_id"] for _ in range(2)}
+        assert told == {lost, sent}
+    assert [reset["reason"] for reset in laptop.resets] == ["unsynced", "unsynced"]
+
+
+@pytest.mark.usefixtures("long_ask_delay")
+async def test_another_reason_to_sync_does_not_wait_for_the_next_question(
+    server: RunningServer,
+) -> None:
+    await make_workout(await server.events("ana"))
+    laptop = await lacking_client(server)
+    server.parts.gateway.reset(WORKOUT, "append_failed")
+    await laptop.until(lambda: laptop.asked == 2)
+
+
+@pytest.mark.usefixtures("long_ask_delay")
+async def test_the_next_question_outlasts_a_token_and_not_the_connection(
+    server: RunningServer,
+) -> None:
+    ana = await server.events("ana")
+    await make_workout(ana)
+    laptop = await lacking_client(server)
+    session = session_of_the_document(server)
+    question = session.timers[documents.ASK]
+    new = server.token("ana", ttl_s=600)
+    await laptop._call("auth:refresh", {"token": new}, timeout_s=DEADLINE_S)
+    assert session.timers[documents.ASK] is question
+    assert not question.cancelled()
+    await laptop.close()
+    await until(question.cancelled, ana)
+    assert session.timers == {}

@@ -285,6 +285,17 @@ async def test_an_edit_that_builds_on_another_tabs_unsent_edit_arrives(
     )
 
 
+async def test_a_replica_that_lacks_a_part_itself_arrives_once_it_has_it(
+    server: RunningServer,
+) -> None:
+    await play(
+        "updates.mjs",
+        "aReplicaThatLacksAPartItselfArrivesOnceItHasIt",
+        server.url,
+        tokens_of(server),
+    )
+
+
 async def test_an_update_that_is_too_large_is_refused_and_the_connection_lives_on(
     server: RunningServer,
 ) -> None:
