@@ -104,6 +104,8 @@ class _Hosted:
     """None as long as Redis has not told."""
     pos: int = 0
     """The last position that the room has got, or that is our own."""
+    persisted: int = 0
+    """Up to where it is known to be in MongoDB, in this epoch."""
     listed_at: int = 0
     local: int = 0
     """How many of its records are in the spool."""
@@ -460,7 +462,7 @@ class Replicator:
                 answers=answers or {},
                 guards=guards or {},
             )
-        if pos <= hosted.pos and is_new and not _has(hosted.tail, held):
+        if hosted.persisted < pos <= hosted.pos and is_new and not _has(hosted.tail, held):
             self._hold(hosted, held)
             if not await self._go_on_after_loss(hosted):
                 raise Outdated
@@ -559,10 +561,11 @@ class Replicator:
 
     async def _catch_up(self, hosted: _Hosted) -> bool:
         """Returns: whether the room is up with its log; if not, it is being read again."""
+        pos = hosted.pos
         head = await self._log.head(hosted.doc)
         if head is None or head.epoch != hosted.epoch:
             return await self._enter_epoch(hosted)
-        if head.pos < hosted.pos:
+        if head.pos < pos:
             return await self._go_on_after_loss(hosted)
         hosted.is_unsure = False
         try:
@@ -586,6 +589,7 @@ class Replicator:
         log.warning("a log is founded anew", extra={"document": str(hosted.doc)})
         tail = list(hosted.tail)
         hosted.epoch, hosted.pos, hosted.is_unsure = head.epoch, head.pos, False
+        hosted.persisted = 0
         self._let_go(hosted, len(hosted.tail))
         for held in tail:
             draft = open_record(self._sealer, hosted.doc, Record(*held))
@@ -647,6 +651,7 @@ class Replicator:
         """What this epoch has up to here is in MongoDB."""
         hosted = self._channels.get(channel)
         if hosted is not None and hosted.epoch == epoch and not hosted.is_unsure:
+            hosted.persisted = upto
             self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
 
     async def persist(self, doc: DocName) -> None:
