@@ -496,9 +496,9 @@ class Room:
         return Committed(self.name, self.seq, None, None, events, True, False)
 
     def award(self, awards: Awards) -> None:
-        """Sets have won these records."""
+        """Sets have won these records; what they had won before stands."""
         for set_id, won in awards.items():
-            self.awards.setdefault(set_id, {}).update(won)
+            self.awards[set_id] = {**won, **self.awards.get(set_id, {})}
 
     def _show(self, delta: Delta, awards: Awards) -> list[DomainEvent]:
         """Change the view. Returns: what there is to tell of that."""

@@ -82,6 +82,10 @@ _NOT_NOW: tuple[type[Exception], ...] = (*AWAY, Unavailable)
 _UNDECIDED: tuple[type[Exception], ...] = (*AWAY, Unfounded, EpochChanged)
 
 
+ByEntry = Sequence[Sequence[Award]]
+"""The awards that each entry of an append wins."""
+
+
 class DatabaseAway(Unavailable):
     """MongoDB cannot say where a log goes on."""
 
@@ -317,6 +321,7 @@ class Replicator:
             hosted.answers.update(_answers(draft))
         foreign = [_foreign(draft, hosted.pos + at) for at, draft in enumerate(drafts, 1)]
         if spooled:
+            hosted.is_behind = True  # nothing may overtake them
             self._wake.set()
         return _with(loaded, foreign)
 
@@ -356,12 +361,12 @@ class Replicator:
                 hosted = await self._begin(batch)
             self._demand_space(hosted)
             n = next(self._numbers)
-            stored = None
+            by_entry: ByEntry | None = None
             if not hosted.is_behind and not self.is_away:
-                stored = await self._append_shared(hosted, batch, n)
-            if stored is None:
-                stored = await self._append_local(hosted, batch, n)
-            return stored
+                stored, by_entry = await self._append_shared(hosted, batch, n)
+                if stored is not None:
+                    return stored
+            return await self._append_local(hosted, batch, n, by_entry)
 
     async def _begin(self, batch: Append) -> _Hosted:
         """Host a document that is about to be made."""
@@ -390,14 +395,17 @@ class Replicator:
         if hosted.tail_bytes >= MAX_TAIL_BYTES or self._tails_bytes >= MAX_TAILS_BYTES:
             raise Unavailable("the database is too far behind", retry_after_ms=2_000)
 
-    async def _append_shared(self, hosted: _Hosted, batch: Append, n: int) -> Stored | None:
-        """Returns: None if Redis has not said in time whether it is done."""
+    async def _append_shared(
+        self, hosted: _Hosted, batch: Append, n: int
+    ) -> tuple[Stored | None, ByEntry | None]:
+        """Returns: None if Redis has not said in time whether it is done; and what was won, if it
+        has said that."""
         doc = hosted.doc
         try:
             by_entry = await self._judge(hosted, batch.entries)
         except AWAY as exc:
             self.went_away(exc)
-            return None
+            return None, None
         expected = _stored(hosted.pos + 1, by_entry)
         draft = mongo_log.draft(batch, by_entry, expected, hosted.listed_at)
         data = seal_record(self._sealer, doc, self._origin, n, draft)
@@ -420,10 +428,10 @@ class Replicator:
                 pos = await self._put(hosted, held, creates=batch.creates, answers=answers)
         except _UNDECIDED as exc:
             self.went_away(exc)
-            return None
+            return None, by_entry
         except DatabaseAway:
             hosted.is_behind = True
-            return None
+            return None, by_entry
         except Exists as exc:
             self.release(doc)
             raise Conflict(f"{doc} exists already") from exc
@@ -433,7 +441,7 @@ class Replicator:
             raise Outdated("another instance was faster") from exc
         stored = _stored(pos, by_entry)
         hosted.given |= _prizes(stored.awards)
-        return stored
+        return stored, by_entry
 
     async def _put(
         self,
@@ -477,16 +485,25 @@ class Replicator:
         self._unmoved.add(hosted.doc)
         return pos
 
-    async def _append_local(self, hosted: _Hosted, batch: Append, n: int) -> Stored:
+    async def _append_local(
+        self, hosted: _Hosted, batch: Append, n: int, by_entry: ByEntry | None
+    ) -> Stored:
+        """
+        Args:
+            by_entry: what was won, if that was judged: the record may have reached the shared log,
+                and must say the same.
+        """
         if batch.creates:
             self.release(hosted.doc)
             raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
-        stored = Stored(hosted.pos + hosted.local + 1, durability="local")
-        none: Sequence[Sequence[Award]] = [() for _ in batch.entries]
-        draft = mongo_log.draft(batch, none, stored, hosted.listed_at)
+        if by_entry is None:
+            by_entry = [() for _ in batch.entries]
+        stored = _stored(hosted.pos + hosted.local + 1, by_entry)._replace(durability="local")
+        draft = mongo_log.draft(batch, by_entry, stored, hosted.listed_at)
         await self._spool.append(hosted.doc, self._origin, n, mongo_log.pack(draft))
         hosted.local += 1
         hosted.is_behind = True
+        hosted.given |= _prizes(stored.awards)
         hosted.answers.update(_answers(draft))
         self._wake.set()
         return stored
@@ -818,10 +835,12 @@ class Replicator:
     async def _judge_late(
         self, hosted: _Hosted, origin: str, draft: Mapping[str, Any]
     ) -> Sequence[Award]:
-        if draft.get("awards") or not draft.get("scores"):
+        if not draft.get("scores"):
             return ()
         scored = [mongo_log.scored_by(draft)]
-        return (await self._books.judge(str(hosted.doc), scored, hosted.given, origin=origin))[0]
+        (won,) = await self._books.judge(str(hosted.doc), scored, hosted.given, origin=origin)
+        # What was won before it came into the spool stands; the books may have been lost since.
+        return () if draft.get("awards") else won
 
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""
@@ -895,7 +914,7 @@ def _with(loaded: Loaded, records: Sequence[Foreign]) -> Loaded:
             else:
                 members.pop(member.user_id, None)
         for set_id, won in record.awards.items():
-            awards.setdefault(set_id, {}).update(won)
+            awards[set_id] = {**won, **awards.get(set_id, {})}
         for client_id, user_id in record.client_ids:
             client_ids.setdefault(client_id, user_id)
         removed.update(record.removed_exercises)
