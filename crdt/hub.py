@@ -11,6 +11,7 @@ told to them, and they tell who is there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
@@ -44,6 +45,7 @@ from crdt.room import Batch, Change, Room
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 _TOLD = (Conflict, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
@@ -648,12 +650,27 @@ class RoomHub:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Let every append that is under way finish, and forget all rooms.
 
-        Changes that come from now on are refused with `unavailable`.
+        Changes that come from now on are refused with `unavailable`. What the store has not said
+        in time is not waited for: it was not acked.
         """
+        if self._is_closing and not self._rooms:
+            return
         self._is_closing = True
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline_s):
+                await self._finish()
+        for chore in self._chores:
+            chore.cancel()
+        for live in self._rooms.values():
+            if live.idle is not None:
+                live.idle.cancel()
+        self._rooms.clear()
+
+    async def _finish(self) -> None:
         while appends := [live.append for live in self._rooms.values() if live.append]:
             futures = [append for append in appends if isinstance(append, asyncio.Future)]
             if futures:
@@ -662,8 +679,4 @@ class RoomHub:
         for name in self._rooms:
             self._chore(self._persist(name))
         if self._chores:
-            await asyncio.wait(self._chores, timeout=5)
-        for live in self._rooms.values():
-            if live.idle is not None:
-                live.idle.cancel()
-        self._rooms.clear()
+            await asyncio.wait(self._chores)

@@ -19,6 +19,7 @@ from server.cluster.log import RedisLog
 from server.cluster.mover import Mover, Worker
 from server.cluster.neighbours import pack_message
 from server.cluster.record import open_record
+from server.cluster.tasks import end
 from server.settings import Settings
 from server.signals import until_stopped
 from server.storage.mongo import MongoStore
@@ -64,9 +65,7 @@ async def work(settings: Settings) -> int:
         working = asyncio.create_task(worker.run(), name="worker")
         log.info("working", extra={"worker": name})
         await stop.wait()
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
+        await end(working)
     finally:
         await store.close()
         await redis.aclose()

@@ -238,21 +238,28 @@ class _Cluster(RedisCluster):
 
 
 async def _outcome(command: Awaitable[T]) -> T:
-    """What redis-py makes of a command, with two things put right.
+    """What redis-py makes of a command, with three things put right.
 
     Before Python 3.12 `asyncio.wait_for`, by which it sends, forgets that its task is to end if it
-    hears of it just when it is done. Who cancelled a loop of commands would wait for ever. And what
-    it has no class for becomes `NotNow`, if that is what it says.
+    hears of it just when it is done, well or not. Who cancelled a loop of commands would wait for
+    ever. What it has no class for becomes `NotNow`, if that is what it says. And uvloop's word for
+    a connection that has been lost is no error of a connection's.
     """
     task = asyncio.current_task()
     assert task is not None
     asked = task.cancelling()
     try:
         answer = await command
-    except ResponseError as exc:
-        if isinstance(exc, ERRORS) or not unavailable(exc):
-            raise
-        raise NotNow(str(exc)) from exc
+    except asyncio.CancelledError:
+        raise
+    except Exception as exc:
+        if task.cancelling() > asked:
+            raise asyncio.CancelledError from exc
+        if isinstance(exc, ResponseError) and not isinstance(exc, ERRORS) and unavailable(exc):
+            raise NotNow(str(exc)) from exc
+        if isinstance(exc, RuntimeError) and "handler is closed" in str(exc):
+            raise ConnectionError("the connection is closed") from exc
+        raise
     if task.cancelling() > asked:
         raise asyncio.CancelledError
     return answer

@@ -30,6 +30,7 @@ from crdt.revocations import Revocation
 from server.cluster.connection import AWAY
 from server.cluster.envelope import Malformed, Sealer
 from server.cluster.log import RedisLog
+from server.cluster.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,7 @@ class ClusterNeighbours:
         ]
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
 
     # -- telling ----------------------------------------------------------------------------
 

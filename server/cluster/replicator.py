@@ -49,6 +49,7 @@ from server.cluster.log import (
 )
 from server.cluster.mover import Mover
 from server.cluster.record import open_record, seal_record
+from server.cluster.tasks import end
 from server.storage import mongo_log
 from server.storage.mongo import Last, MongoStore
 from server.storage.mongo_log import Damaged
@@ -179,10 +180,7 @@ class Replicator:
             self._wake.set()
 
     async def close(self) -> None:
-        tasks = [task for task in (*self._chores, self._healing, self._announcing) if task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._chores, self._healing, self._announcing)
         for doc in list(self._hosted):
             self.release(doc)
 

@@ -39,6 +39,7 @@ from server.cluster.mover import Mover, Worker
 from server.cluster.neighbours import ClusterNeighbours, Here
 from server.cluster.record import open_record
 from server.cluster.replicator import Replicator
+from server.cluster.tasks import end
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.mongo import MongoStore
@@ -143,10 +144,7 @@ class ClusterStore:
     async def close(self) -> None:
         await self._replicator.close()
         await self.neighbours.close()
-        if self._working is not None:
-            self._working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._working
+        await end(self._working)
         await self._bus.close()
         await self._spool.close()
         await self._store.close()

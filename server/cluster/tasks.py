@@ -1,0 +1,23 @@
+"""Ending tasks that talk to what may be away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+AGAIN_AFTER_S = 0.5
+ATTEMPTS = 6
+
+
+async def end(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel tasks, and wait until they have ended. One that has not heard of it, because a library
+    has swallowed it, is told again; not for ever: a process that ends takes it along."""
+    running = {task for task in tasks if task is not None and not task.done()}
+    for _ in range(ATTEMPTS):
+        for task in running:
+            task.cancel()
+        if running:
+            _, running = await asyncio.wait(running, timeout=AGAIN_AFTER_S)
+    for task in tasks:
+        if task is not None and task.done() and not task.cancelled():
+            task.exception()  # what it failed with has been told, or does not matter any more
