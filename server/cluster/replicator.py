@@ -125,6 +125,8 @@ class _Hosted:
     may be of others' records."""
     is_behind: bool = False
     """Redis was away: what is appended goes to the spool until this is healed."""
+    is_released: bool = False
+    """Nobody has it open here any more."""
     arriving: list[Update] | None = None
     """What the channel brings while the document is being read."""
 
@@ -181,8 +183,8 @@ class Replicator:
 
     async def close(self) -> None:
         await end(*self._chores, self._healing, self._announcing)
-        for doc in list(self._hosted):
-            self.release(doc)
+        for hosted in list(self._hosted.values()):
+            self._displace(hosted)
 
     # -- how it is --------------------------------------------------------------------------
 
@@ -228,29 +230,47 @@ class Replicator:
             Unavailable: MongoDB cannot be read, or a record is damaged.
         """
         async with self._locked(doc):
-            self.release(doc)
-            hosted = self._host(doc)
+            before = self._hosted.get(doc)
+            hosted = _Hosted(doc, arriving=[])
+            self._place(hosted)
             try:
-                loaded = await self._load(hosted)
-            except Damaged as exc:
-                log.exception("a record is damaged", extra={"document": str(doc)})
-                self.release(doc)
-                raise Unavailable(f"{doc} is damaged in the log") from exc
-            except BaseException:
-                self.release(doc)
+                loaded = await self._load(hosted, before)
+            except BaseException as exc:
+                if before is None:
+                    self._displace(hosted)
+                else:  # what it holds may be nowhere else
+                    before.arriving = []
+                    self._place(before)
+                if isinstance(exc, Damaged):
+                    log.exception("a record is damaged", extra={"document": str(doc)})
+                    raise Unavailable(f"{doc} is damaged in the log") from exc
                 raise
             if loaded is None:
-                self.release(doc)
+                self._displace(hosted)
             return loaded
 
-    def _host(self, doc: DocName) -> _Hosted:
-        hosted = _Hosted(doc, arriving=[])
-        self._hosted[doc] = self._channels[self._log.channel(doc)] = hosted
-        return hosted
+    def _place(self, hosted: _Hosted) -> None:
+        """Make this what we have of its document."""
+        before = self._hosted.get(hosted.doc)
+        self._tails_bytes += hosted.tail_bytes - (before.tail_bytes if before else 0)
+        self._hosted[hosted.doc] = self._channels[self._log.channel(hosted.doc)] = hosted
 
-    async def _load(self, hosted: _Hosted) -> Loaded | None:
+    def _displace(self, hosted: _Hosted) -> None:
+        """Have nothing of its document any more."""
+        if self._hosted.get(hosted.doc) is not hosted:
+            return
+        channel = self._log.channel(hosted.doc)
+        del self._hosted[hosted.doc], self._channels[channel]
+        self._bus.unsubscribe(channel)
+        self._tails_bytes -= hosted.tail_bytes
+        if hosted.epoch is not None and not hosted.tail and not hosted.local:
+            self._chore(self._retire(hosted.doc, hosted.pos))
+
+    async def _load(self, hosted: _Hosted, before: _Hosted | None) -> Loaded | None:
         if not self.is_away:
             try:
+                if before is not None and before.tail:
+                    await self._see_to_tail(before)
                 return await self._load_shared(hosted)
             except AWAY as exc:
                 self.went_away(exc)
@@ -260,14 +280,31 @@ class Replicator:
         if loaded is None or last is None:
             return None
         hosted.is_behind = True
-        hosted.epoch = None
         hosted.pos = last.pos
         hosted.listed_at = last.listed_at
         hosted.given = _prizes(loaded.awards)
+        if before is not None and before.epoch is not None:
+            # What we have had from there stays with us.
+            hosted.epoch, hosted.pos, hosted.is_unsure = before.epoch, before.pos, True
+            foreign = [
+                _foreign(open_record(self._sealer, hosted.doc, Record(*held)), held.pos)
+                for held in before.tail
+            ]
+            loaded = _with(replace(loaded, seq=hosted.pos), foreign)
+            hosted.tail, hosted.tail_bytes = before.tail, before.tail_bytes
+            self._tails_bytes += hosted.tail_bytes
         spooled = await self._spool.first(hosted.doc, limit=max(1, self._spool.count))
         hosted.arriving = None
         self._wake.set()
         return self._with_spooled(hosted, loaded, spooled)
+
+    async def _see_to_tail(self, hosted: _Hosted) -> None:
+        """See to it that the shared log has what is held here, before that is let go."""
+        head = await self._log.head(hosted.doc)
+        if head is None or head.epoch != hosted.epoch:
+            await self._enter_epoch(hosted)
+        elif head.pos < hosted.pos:
+            await self._go_on_after_loss(hosted)
 
     async def _load_shared(self, hosted: _Hosted) -> Loaded | None:
         doc = hosted.doc
@@ -324,16 +361,25 @@ class Replicator:
         return _with(loaded, foreign)
 
     def release(self, doc: DocName) -> None:
-        """Hand out nothing more of this document."""
-        hosted = self._hosted.pop(doc, None)
+        """Hand out nothing more of this document. What is not known to be in MongoDB is kept until
+        it is."""
+        hosted = self._hosted.get(doc)
         if hosted is None:
             return
-        channel = self._log.channel(doc)
-        self._channels.pop(channel, None)
-        self._bus.unsubscribe(channel)
-        self._tails_bytes -= hosted.tail_bytes
-        if hosted.epoch is not None and not hosted.tail and not hosted.local:
-            self._chore(self._retire(doc, hosted.pos))
+        if hosted.tail:
+            hosted.is_released = True
+            self._chore(self._linger(hosted))
+        else:
+            self._displace(hosted)
+
+    async def _linger(self, hosted: _Hosted) -> None:
+        while self._hosted.get(hosted.doc) is hosted:  # else it has been opened again
+            try:
+                await self.persist(hosted.doc)
+            except Unavailable:
+                await asyncio.sleep(LAST_RETRY_S)
+            else:
+                self._displace(hosted)
 
     async def _retire(self, doc: DocName, pos: int) -> None:
         """Leave nothing behind in Redis of a document that nobody has open any more."""
@@ -371,8 +417,8 @@ class Replicator:
         doc = batch.doc
         if self.is_away:
             raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
-        hosted = self._host(doc)
-        hosted.arriving = None
+        hosted = _Hosted(doc)
+        self._place(hosted)
         hosted.listed_at = batch.entries[0].at_ms
         try:
             await self._subscribe(doc)
@@ -602,24 +648,36 @@ class Replicator:
         base = max(last.pos if last is not None else 0, hosted.pos) + EPOCH_STRIDE
         head = await self._log.found(hosted.doc, base, exists=True)
         log.warning("a log is founded anew", extra={"document": str(hosted.doc)})
-        tail = list(hosted.tail)
+        given_up, tail = hosted.epoch, list(hosted.tail)
         hosted.epoch, hosted.pos, hosted.is_unsure = head.epoch, head.pos, False
         hosted.persisted = 0
         self._let_go(hosted, len(hosted.tail))
-        for held in tail:
-            draft = open_record(self._sealer, hosted.doc, Record(*held))
-            try:
-                await self._put(hosted, held, answers=_answers(draft))
-            except Repeated:
-                await self._put(hosted, held)
-            if draft.get("scores"):  # the books are gone as well; what was won is in the record
-                scored = [mongo_log.scored_by(draft)]
-                await self._books.judge(str(hosted.doc), scored, origin=held.origin)
+        done = 0
+        try:
+            for held in tail:
+                await self._put_again(hosted, held)
+                done += 1
+        finally:
+            if done < len(tail):  # to be done again, all of it
+                hosted.epoch = given_up
+                for held in tail[done:]:
+                    self._hold(hosted, held)
         if head.pos != base:
             return self._give_up(hosted, "failover")  # others were first, and may have more
         if self._inlet is not None:
             self._inlet.renumbered(hosted.doc, hosted.pos)
         return True
+
+    async def _put_again(self, hosted: _Hosted, held: _Held) -> None:
+        """Append a record of another epoch."""
+        draft = open_record(self._sealer, hosted.doc, Record(*held))
+        try:
+            await self._put(hosted, held, answers=_answers(draft))
+        except Repeated:
+            await self._put(hosted, held)
+        if draft.get("scores"):  # the books are gone as well; what was won is in the record
+            scored = [mongo_log.scored_by(draft)]
+            await self._books.judge(str(hosted.doc), scored, origin=held.origin)
 
     async def _go_on_after_loss(self, hosted: _Hosted) -> bool:
         """Redis has gone back behind what it had told us: begin an epoch with what we have.

@@ -18,6 +18,6 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
             task.cancel()
         if running:
             _, running = await asyncio.wait(running, timeout=AGAIN_AFTER_S)
-    for task in tasks:
-        if task is not None and task.done() and not task.cancelled():
-            task.exception()  # what it failed with has been told, or does not matter any more
+    for known in tasks:
+        if known is not None and known.done() and not known.cancelled():
+            known.exception()  # what it failed with has been told, or does not matter any more
