@@ -191,7 +191,8 @@ async def test_a_channel_that_is_left_and_joined_again_at_once_is_confirmed_by_t
     """The answer to the first SUBSCRIBE comes while the UNSUBSCRIBE is still on its way."""
     one = await own_gym("one", proxy.url(redis_process.url))
     await one.hears()
-    proxy.latency(0.05, towards="server")
+    proxy.latency(0.3, towards="server")
+    proxy.latency(0.1, towards="client")
     first = asyncio.ensure_future(one.bus.subscribe(ROOM))
 
     async def is_asked_for() -> bool:
@@ -385,10 +386,10 @@ async def test_a_redis_that_stands_still_makes_deaf_and_then_a_gap(
     one = await own_gym("one", **HASTY)
     await one.bus.subscribe(ROOM)
     redis_process.pause()
+    with pytest.raises(Unavailable):
+        await one.bus.subscribe(OTHER, timeout_s=0.05)  # it is asked, and does not answer
     await until(lambda: one.bus.is_deaf)
     assert one.bus.deaf_s > 0.5
-    with pytest.raises(Unavailable):
-        await one.bus.subscribe(OTHER, timeout_s=0.05)
     await until(lambda: one.bus.last_error == "Redis does not answer", PATIENCE_S)
     redis_process.resume()
     await until(lambda: one.gaps >= 1, PATIENCE_S)
@@ -439,6 +440,18 @@ async def test_a_connection_that_is_open_at_one_end_only_is_made_anew(
     await until(lambda: one.gaps >= 1, PATIENCE_S)
     assert one.of(ROOM) == []
     await one.takes(redis)
+
+
+async def test_one_that_may_not_publish_takes_itself_for_deaf(own_gym: Gym, redis: Redis) -> None:
+    await redis.execute_command("ACL SETUSER default -publish")
+    one = await own_gym("one", **HASTY)
+    await one.bus.subscribe(ROOM)
+    await until(lambda: one.bus.is_deaf)
+    assert one.bus.last_error == "Redis refuses our credentials"
+    await until(lambda: one.gaps >= 2, PATIENCE_S)  # it connects again and again
+    await redis.execute_command("ACL SETUSER default +publish")
+    await one.hears()
+    assert one.bus.last_error is None
 
 
 async def test_a_listener_that_redis_cut_for_being_slow_is_back_with_a_gap(

@@ -145,9 +145,11 @@ async def test_it_holds_so_many_records_and_no_more(tmp_path: Path) -> None:
 async def test_it_holds_so_many_bytes_and_no_more_after_a_restart_too(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=100)
     await spool.open()
-    await spool.append(LEG_DAY, "one", 1, bytes(60))
+    taken = spool.append(LEG_DAY, "one", 1, bytes(60))
+    refused = spool.append(LEG_DAY, "one", 2, bytes(41))
     with pytest.raises(Unavailable, match="full"):
-        await spool.append(LEG_DAY, "one", 2, bytes(41))
+        await refused
+    await taken
     await spool.append(LEG_DAY, "one", 3, bytes(40))
     again = await reopened(spool, tmp_path, max_bytes=100)
     with pytest.raises(Unavailable, match="full"):
