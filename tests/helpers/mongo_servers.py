@@ -3,7 +3,6 @@ SQLite, as a process in a temporary folder. Every test gets a database of its ow
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -114,71 +113,3 @@ async def database_at(uri: str) -> AsyncIterator[str]:
     client: AsyncMongoClient[dict[str, object]] = AsyncMongoClient(uri, timeoutMS=10_000)
     await client.drop_database(name)
     await client.close()
-
-
-class Proxy:
-    """A TCP proxy in front of a server: it can hold what passes, or cut it off."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._open = asyncio.Event()
-        self._open.set()
-        self._server: asyncio.Server | None = None
-        self._pipes: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.delay_s = 0.0
-        self.is_cut = False
-        self.port = 0
-
-    async def start(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def hold(self) -> None:
-        """Let nothing through any more, without a word: a network that loses everything."""
-        self._open.clear()
-
-    def release(self) -> None:
-        self.delay_s = 0.0
-        self.is_cut = False
-        self._open.set()
-
-    def cut(self) -> None:
-        """Close all connections, and refuse new ones."""
-        self.is_cut = True
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def stop(self) -> None:
-        self.cut()
-        self.release()
-        if self._server is not None:
-            self._server.close()
-        for pipe in list(self._pipes):
-            pipe.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.is_cut:
-            writer.transport.abort()
-            return
-        there, back = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            pipe = asyncio.create_task(self._pass_on(source, sink))
-            self._pipes.add(pipe)
-            pipe.add_done_callback(self._pipes.discard)
-
-    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65_536):
-                await asyncio.sleep(self.delay_s)
-                await self._open.wait()
-                sink.write(data)
-                await sink.drain()
-        except OSError:
-            pass
-        finally:
-            self._writers.discard(sink)
-            sink.transport.abort()

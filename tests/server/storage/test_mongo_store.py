@@ -43,7 +43,8 @@ from tests.contracts.update_store import (
     summary,
     won,
 )
-from tests.helpers.mongo_servers import MongoProcess, Proxy
+from tests.helpers.mongo_servers import MongoProcess
+from tests.helpers.proxies import Proxy, proxied
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
 
 DEADLINE_S = 20.0
@@ -659,9 +660,8 @@ def test_a_majority_is_asked_for_where_there_is_one(
 async def proxy(mongo_server: str, cut_connects: None) -> AsyncIterator[Proxy]:
     """Stands between the store and a MongoDB server."""
     parts = urlsplit(mongo_server)
-    proxy = await Proxy(parts.hostname or "127.0.0.1", parts.port or 27017).start()
-    yield proxy
-    await proxy.stop()
+    async with proxied(parts.hostname or "127.0.0.1", parts.port or 27017) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -672,11 +672,9 @@ async def distant(mongo_uri: str, proxy: Proxy) -> AsyncIterator[MongoStore]:
 
 
 def behind(proxy: Proxy, uri: str) -> str:
-    parts = urlsplit(uri)
-    credentials, at, _ = parts.netloc.rpartition("@")
-    netloc = f"{credentials}{at}127.0.0.1:{proxy.port}"
+    parts = urlsplit(proxy.url(uri))
     query = "&".join(filter(None, (parts.query, "timeoutMS=500&directConnection=true")))
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    return urlunsplit(parts._replace(query=query))
 
 
 async def recovered(store: MongoStore) -> None:
@@ -690,7 +688,7 @@ async def recovered(store: MongoStore) -> None:
 
 
 async def test_a_slow_mongodb_is_waited_for(distant: MongoStore, proxy: Proxy) -> None:
-    proxy.delay_s = 0.02
+    proxy.latency(0.02)
     await create(distant)
     await distant.append(record(b"a", entry(scores=[score("s", weight=100)])))
     assert await stored(distant) == [b"created", b"a"]
@@ -701,7 +699,7 @@ async def test_a_mongodb_that_stalls_is_unavailable_and_then_back(
     distant: MongoStore, store: MongoStore, proxy: Proxy
 ) -> None:
     await create(distant)
-    proxy.hold()
+    proxy.black_hole()
     asked = [
         distant.append(record(b"a")),
         distant.load(LEG_DAY),
@@ -715,7 +713,7 @@ async def test_a_mongodb_that_stalls_is_unavailable_and_then_back(
     async with asyncio.timeout(DEADLINE_S):
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unavailable] * len(asked)
-    proxy.release()
+    proxy.heal()
     await recovered(distant)
     # What became of the append is not known, and both ends agree on it.
     assert await stored(distant) == await stored(store)
@@ -727,11 +725,11 @@ async def test_a_connection_that_is_cut_comes_back_by_itself(
     distant: MongoStore, store: MongoStore, proxy: Proxy
 ) -> None:
     await create(distant)
-    proxy.cut()
+    proxy.down()
     with pytest.raises(Unavailable) as refused:
         await distant.append(record(b"a"))
     assert "127.0.0.1" not in f"{refused.value} {refused.value.__cause__}"
-    proxy.release()
+    proxy.heal()
     await recovered(distant)
     assert await stored(distant) == await stored(store)
     assert (await distant.append(record(b"b"))).seq
@@ -768,9 +766,9 @@ async def test_connections_that_are_cut_at_work_lose_nothing_that_was_acked(
             return writing.done() or all(len(acked[doc]) > counts[doc] for doc in docs)  # noqa: B023
 
         await until(all_go_on)
-        proxy.cut()
+        proxy.down()
         await asyncio.sleep(0.01)
-        proxy.release()
+        proxy.heal()
     is_over = True
     await writing
     assert any(unknown.values())
