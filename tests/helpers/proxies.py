@@ -236,7 +236,7 @@ class Proxy:
                         await asyncio.sleep(toxics.slice_delay_s)
                     if toxics.bytes_per_s is not None:
                         await asyncio.sleep(len(piece) / toxics.bytes_per_s)
-        except (ConnectionError, RuntimeError):
+        except (OSError, RuntimeError):
             link.end(reset=True)  # RuntimeError: its connection is being closed already
 
     async def _until_open(self, towards: Towards) -> None:

@@ -4,6 +4,7 @@ with its append-only file in a temporary folder and a port of its own."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,14 @@ def demand_redis() -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+def debug_options() -> tuple[str, ...]:
+    """What a redis-server wants to be told before it takes `DEBUG`; up to version 6 nothing."""
+    told = subprocess.run([demand_redis(), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"v=(\d+)", told.stdout)
+    is_old = found is not None and int(found[1]) < 7
+    return () if is_old else ("--enable-debug-command", "yes")
 
 
 @dataclass

@@ -116,6 +116,15 @@ class ServerProcess:
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
+    def pause(self) -> None:
+        """SIGSTOP: connections stay, nothing is answered."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     async def terminate(self, timeout_s: float = 15.0) -> int:
         """SIGTERM. Returns: the exit code."""
         assert self.process is not None
