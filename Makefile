@@ -51,12 +51,15 @@ fmt: setup ## Format the code and mend what can be mended
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
-.PHONY: bench soak fuzz
+.PHONY: bench soak chaos fuzz
 bench: $(RUN_DEPS) ## Measure speed and memory beside other servers; ARGS="--quick" for a short look
 	@$(PY) benchmarks/bench.py $(ARGS)
 
 soak: setup ## Ten minutes of joins, edits, drops and errors, then everything back where it was
 	@SOAK_S=600 $(PY) -m pytest -n 0 tests/system/test_soak.py
+
+chaos: setup ## Half an hour of instances, Redis and MongoDB that die and freeze under load
+	@CHAOS_S=$${CHAOS_S:-1800} $(PY) -m pytest -n 0 -rP tests/chaos/test_chaos.py
 
 fuzz: $(FUZZ_STAMP) ## Throw odd inputs at every door; RUNS=10000 for fewer, ARGS=updates for one
 	@$(PY) -m tests.fuzz --runs $(RUNS) $(ARGS)

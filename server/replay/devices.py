@@ -56,7 +56,10 @@ class _Client:
     def __init__(
         self, url: str, namespace: str, token: str, device: Mapping[str, str] | None
     ) -> None:
-        self._url = url
+        self.url = url
+        """Where the next connection goes."""
+        self.timeout_s = DEFAULT_TIMEOUT_S
+        """How long the server may take to let us in, and to answer."""
         self._namespace = namespace
         self._auth: Payload = {"token": token}
         if device is not None:
@@ -82,11 +85,11 @@ class _Client:
         socket.on("*", self._on_event, namespace=self._namespace)
         try:
             await socket.connect(
-                self._url,
+                self.url,
                 namespaces=[self._namespace],
                 auth=self._auth,
                 transports=transports,
-                wait_timeout=DEFAULT_TIMEOUT_S,
+                wait_timeout=self.timeout_s,
             )
         except (SocketIOError, aiohttp.ClientError, OSError, ValueError) as exc:
             await socket.disconnect()
@@ -123,12 +126,14 @@ class _Client:
         async with asyncio.timeout(timeout_s):
             await self._gone.wait()
 
-    async def _call(self, event: str, *args: Any, timeout_s: float) -> Any:
+    async def _call(self, event: str, *args: Any, timeout_s: float | None = None) -> Any:
         """Send an event and wait for its ack.
 
         Raises:
             Lost: the connection ended first.
+            TimeoutError: no answer came within `timeout_s`, of this call or else of the client.
         """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         if self._socket is None or self._gone.is_set():
             raise Lost(event)
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -202,16 +207,16 @@ class EventClient(_Client):
         self.events.clear()
         await self._connect(list(transports))
         try:
-            self.welcome = await self.next("welcome")
+            self.welcome = await self.next("welcome", timeout_s=self.timeout_s)
         except BaseException:
             await self.close()
             raise
         return self
 
     async def ask(
-        self, event: str, data: Payload | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+        self, event: str, data: Payload | None = None, *, timeout_s: float | None = None
     ) -> Payload:
-        """Send an intent. Returns: its ack, whatever it says. Raises Lost."""
+        """Send an intent. Returns: its ack, whatever it says. Raises Lost or TimeoutError."""
         answer: Payload = await self._call(event, data or {}, timeout_s=timeout_s)
         return answer
 
@@ -290,7 +295,7 @@ class DocumentClient(_Client):
         await self._connect(["websocket"])
         try:
             await self.sync()
-            async with asyncio.timeout(DEFAULT_TIMEOUT_S):
+            async with asyncio.timeout(self.timeout_s):
                 await self._asked.wait()
         except BaseException:
             await self.close()
@@ -300,7 +305,7 @@ class DocumentClient(_Client):
 
     async def sync(self) -> None:
         """Ask for everything that is missing here. Raises CallFailed or Lost."""
-        update = await self._call("sync-step-1", self.doc.get_state(), timeout_s=DEFAULT_TIMEOUT_S)
+        update = await self._call("sync-step-1", self.doc.get_state())
         if not isinstance(update, bytes):
             raise CallFailed("sync-step-1", update["error"])
         self._apply(update)
@@ -346,7 +351,7 @@ class DocumentClient(_Client):
 
     async def send(self, update: bytes) -> Payload:
         """Send a raw update. Returns: its ack, whatever it says."""
-        answer: Payload = await self._call("sync-update", update, timeout_s=DEFAULT_TIMEOUT_S)
+        answer: Payload = await self._call("sync-update", update)
         return answer
 
     def content(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,28 +287,33 @@ class Cluster:
             channels = await redis.pubsub_channels("*:bus")
             return dict(await redis.pubsub_numsub(*channels)) if channels else {}
 
-    async def unpersisted(self) -> dict[str, int]:
-        """How many positions of each document's log MongoDB lacks, those only that lack any."""
+    async def log_ends(self) -> dict[str, int]:
+        """The last position of each document in the shared log."""
+        async with self.redis_client() as redis:
+            heads = [key async for key in redis.scan_iter("*:head", count=1_000)]
+            return {
+                head[head.index("{") + 1 : head.index("}")]: int(await redis.hget(head, "pos") or 0)
+                for head in heads
+            }
+
+    async def persisted_ends(self, docs: Iterable[str]) -> dict[str, int]:
+        """The last position of each document in MongoDB's log; 0 where there is none."""
         uri = f"{self.mongo.uri}/{DATABASE}?directConnection=true&timeoutMS=5000"
         mongo: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
-        lacking: dict[str, int] = {}
-        async with mongo, self.redis_client() as redis:
+        async with mongo:
             log = mongo.get_default_database()["log"]
-            async for key in redis.scan_iter("*:head", count=1_000):
-                doc = key[key.index("{") + 1 : key.index("}")]
-                last = await log.find_one({"doc": doc}, {"pos": 1}, sort=[("pos", -1)])
-                behind = int(await redis.hget(key, "pos") or 0) - (last["pos"] if last else 0)
-                if behind > 0:
-                    lacking[doc] = behind
-        return lacking
+            last = {doc: await log.find_one({"doc": doc}, sort=[("pos", -1)]) for doc in docs}
+        return {doc: record["pos"] if record else 0 for doc, record in last.items()}
 
     async def until_persisted(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until MongoDB has all that the shared log has."""
+        """Wait until MongoDB has all that the shared log has now."""
+        ends = await self.log_ends()
 
         async def is_all_there() -> bool:
-            return not await self.unpersisted()
+            persisted = await self.persisted_ends(ends)
+            return all(persisted[doc] >= end for doc, end in ends.items())
 
-        await eventually(is_all_there, timeout_s=timeout_s)
+        await eventually(is_all_there, timeout_s=timeout_s, every_s=0.2)
 
 
 @asynccontextmanager

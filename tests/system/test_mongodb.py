@@ -20,6 +20,7 @@ from server.keys import GivenKey
 from server.replay.devices import DocumentClient, EventClient, Lost
 from server.replay.play import replay
 from server.settings import Settings
+from tests.chaos.clients import Device, Phone, TemplateLaptop, WorkoutLaptop
 from tests.helpers.mongo_servers import MongoProcess
 from tests.helpers.rooms import until
 from tests.helpers.servers import ServerProcess
@@ -27,11 +28,8 @@ from tests.system.test_crash_safety import (
     SECRET,
     TEMPLATE,
     WORKOUT,
-    Device,
-    Phone,
-    TemplateLaptop,
-    WorkoutLaptop,
-    World,
+    OneServer,
+    cast_of,
     check_world,
     chosen_seed,
     connected,
@@ -156,13 +154,13 @@ async def test_a_training_export_plays_on_mongodb(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "mine", jwt_secret=SECRET)
     async with serving(tmp_path / "data", mongo_uri) as server:
-        outcome = await replay(settings, HEVY, url=server.url)
+        outcome = await replay(settings, HEVY, urls=[server.url])
         assert outcome == 0, capsys.readouterr().out
         assert await server.terminate() == 0
 
 
 async def test_what_was_acked_survives_kills_of_the_server(tmp_path: Path, mongo_uri: str) -> None:
-    world = World(tmp_path, chosen_seed(), durability="cluster", MONGODB_URI=mongo_uri)
+    world = OneServer(tmp_path, chosen_seed(), durability="cluster", MONGODB_URI=mongo_uri)
     lives = [{"COMPACT_AFTER": "1000000" if life <= 4 else "20"} for life in range(9)]
     await world.start(**lives[0])
     phones = [Phone(world, "ana-phone", "ana"), Phone(world, "ben-phone", "ben")]
@@ -174,7 +172,7 @@ async def test_what_was_acked_survives_kills_of_the_server(tmp_path: Path, mongo
     try:
         await prepare(world)
         await live_through(world, devices, lives, lambda: None)
-        await check_world(world, phones, laptops)
+        await check_world(world, cast_of(phones, laptops))
         for device in devices:
             await device.close()
         assert await world.server.terminate() == 0
