@@ -68,10 +68,15 @@ def _parser() -> argparse.ArgumentParser:
         help="play a training export through real sockets",
         description="Play a Strong or Hevy export (CSV) as live sessions of several devices, and "
         "check that nothing is lost, doubled or unequal. Starts a server of its own, with its data "
-        "in a temporary folder, unless --url names one.",
+        "in a temporary folder, unless --url names a running one.",
     )
     replay.add_argument("file", type=Path, metavar="FILE.csv")
-    replay.add_argument("--url", help="a running server; it must share this one's secret")
+    replay.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        help="a running server, which must share this one's secret; several for several instances",
+    )
     replay.add_argument(
         "--user",
         metavar="ID",
@@ -108,7 +113,7 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
     playing = replay(
         settings,
         arguments.file,
-        url=arguments.url,
+        urls=arguments.url,
         user_id=arguments.user,
         limit=arguments.limit,
         seed=arguments.seed,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,9 @@ from crdt import order
 from crdt.ids import DocName
 from server.replay.devices import CallFailed, DocumentClient, EventClient, Lost
 from server.replay.plan import PlannedSet
+
+SETTLING_S = 5.0
+"""How long replicas and events may take to arrive after the last ack."""
 
 Sign = Callable[[str, str], str]
 """(user id, role) -> token."""
@@ -48,17 +53,21 @@ class Stopwatch:
 
 
 class Lifter:
-    """One user with a phone and a watch. The phone stays connected as long as the block runs."""
+    """One user with a phone and a watch. The phone stays connected as long as the block runs.
 
-    def __init__(self, url: str, sign: Sign, user_id: str) -> None:
+    Each device goes to the next one of `urls` and stays there, as behind a load balancer.
+    """
+
+    def __init__(self, urls: Sequence[str], sign: Sign, user_id: str) -> None:
         self.user_id = user_id
         self.trainer_id = f"{user_id}-trainer"
         self.tally = Tally()
-        self._url = url
+        self._urls = itertools.cycle(urls)
         self._sign = sign
         token = sign(user_id, "user")
-        self.phone = EventClient(url, token, {"id": "phone", "name": "Phone"})
-        self.watch = Watch(EventClient(url, token, {"id": "watch", "name": "Watch"}), self.tally)
+        self.phone = EventClient(next(self._urls), token, {"id": "phone", "name": "Phone"})
+        watch = EventClient(next(self._urls), token, {"id": "watch", "name": "Watch"})
+        self.watch = Watch(watch, self.tally)
 
     async def __aenter__(self) -> Lifter:
         try:
@@ -88,7 +97,9 @@ class Lifter:
 
     def _open(self, name: DocName, user_id: str, role: str, device: str) -> Laptop:
         token = self._sign(user_id, role)
-        client = DocumentClient(self._url, name, token, {"id": device, "name": device.title()})
+        client = DocumentClient(
+            next(self._urls), name, token, {"id": device, "name": device.title()}
+        )
         return Laptop(client, user_id, self.tally)
 
 
@@ -209,3 +220,30 @@ class Laptop:
 
     async def until_set(self, set_id: str) -> None:
         await self.client.until(lambda: set_id in self.sets)
+
+
+async def becomes(
+    client: DocumentClient,
+    condition: Callable[[dict[str, Any]], bool],
+    *,
+    timeout_s: float = SETTLING_S,
+) -> bool:
+    """Wait for a replica's content to be so. Returns: whether it is."""
+    with contextlib.suppress(TimeoutError):
+        await client.until(lambda: condition(client.content()), timeout_s=timeout_s)
+    return condition(client.content())
+
+
+async def read_until(
+    read: Callable[[], Awaitable[dict[str, Any]]], condition: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Read until it is so: what one instance has acked, another shows a moment later.
+
+    Returns: what was read last, which after `SETTLING_S` is whatever is there.
+    """
+    deadline = time.monotonic() + SETTLING_S
+    while True:
+        found = await read()
+        if condition(found) or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.05)

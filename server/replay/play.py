@@ -1,11 +1,11 @@
-"""A training export played through real sockets, against a server of its own or a running one."""
+"""A training export played through real sockets, against a server of its own or running ones."""
 
 from __future__ import annotations
 
 import random
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -42,7 +42,7 @@ async def replay(
     settings: Settings,
     path: Path,
     *,
-    url: str | None = None,
+    urls: Sequence[str] = (),
     user_id: str | None = None,
     limit: int | None = None,
     seed: int = 1,
@@ -50,7 +50,8 @@ async def replay(
     """Play an export, check what came out, and print a report.
 
     Args:
-        url: a running server that takes this environment's tokens; None starts one.
+        urls: running instances of one server, which takes this environment's tokens; the devices
+            are spread over them. Without any, a server is started.
         user_id: whose training it is; on a running server somebody new unless given.
         limit: play the first so many workouts only.
         seed: the same seed has the same accidents in the same places.
@@ -63,9 +64,9 @@ async def replay(
     except (NotAnExport, OSError) as exc:
         return _refuse(f"{path}: {exc}")
     try:
-        async with _server(settings, url) as (base_url, auth):
-            who = user_id or (DEFAULT_USER_ID if url is None else f"lifter-{uuid4().hex[:8]}")
-            lifter = Lifter(base_url, lambda id_, role: auth.sign(id_, role=role), who)
+        async with _server(settings, urls) as (base_urls, auth):
+            who = user_id or (f"lifter-{uuid4().hex[:8]}" if urls else DEFAULT_USER_ID)
+            lifter = Lifter(base_urls, lambda id_, role: auth.sign(id_, role=role), who)
             async with lifter:
                 playback = _Playback(
                     export,
@@ -73,11 +74,11 @@ async def replay(
                     path.name,
                     limit=limit,
                     seed=seed,
-                    may_have_trained=url is not None and user_id is not None,
+                    may_have_trained=bool(urls) and user_id is not None,
                 )
                 report = await playback.play()
     except Refused as exc:
-        return _refuse(f"{url or 'the server'}: {exc}")
+        return _refuse(f"{', '.join(urls) or 'the server'}: {exc}")
     report.show(Console(file=sys.stdout))
     return report.exit_code
 
@@ -155,10 +156,12 @@ class _Playback:
 
 
 @asynccontextmanager
-async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[str, Authenticator]]:
-    """The running server at `url`; without one, a server in this process, gone at the end."""
-    if url is not None:
-        yield url.rstrip("/"), Authenticator.from_settings(settings)
+async def _server(
+    settings: Settings, urls: Sequence[str]
+) -> AsyncIterator[tuple[Sequence[str], Authenticator]]:
+    """The running instances at `urls`; without any, a server in this process, gone at the end."""
+    if urls:
+        yield [url.rstrip("/") for url in urls], Authenticator.from_settings(settings)
         return
     with tempfile.TemporaryDirectory(prefix="repsync-replay-") as folder:
         own = settings.model_copy(
@@ -174,7 +177,7 @@ async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[st
         try:
             await web.TCPSite(runner, own.host, 0).start()
             port = runner.addresses[0][1]
-            yield f"http://{own.host}:{port}", Authenticator.from_settings(own)
+            yield [f"http://{own.host}:{port}"], Authenticator.from_settings(own)
         finally:
             await runner.cleanup()
 

@@ -10,12 +10,9 @@ from uuid import uuid4
 
 from crdt import ids, order
 from server.replay.check import Evidence, Problem, Told, check_carried_over, workout_document
-from server.replay.lifter import Laptop, Lifter, Stopwatch
+from server.replay.lifter import SETTLING_S, Laptop, Lifter, Stopwatch, becomes, read_until
 from server.replay.plan import Correct, Log, Mishap, Move, Pause, PlannedSet, WorkoutPlan
 from server.replay.truth import exercise_note, exercise_superset, exercises_of
-
-SETTLING_S = 5.0
-"""How long replicas and events may take to arrive after the last ack."""
 
 
 class Session:
@@ -100,13 +97,11 @@ class Session:
         for answer in self._watch.answers:
             self._note_records(answer)
         await self._do("workout:complete")
-        snapshot = (await self._phone.do("workout:sync", {"workout_id": self._workout_id}))[
-            "workout"
-        ]
-        await self._await_arrivals(snapshot)
+        snapshot = await self._settle()
         fresh = self._lifter.laptop(ids.workout(self._workout_id))
         try:
             await fresh.connect()
+            await becomes(fresh.client, lambda content: content == _document(snapshot, content))
             joined = fresh.client.content()
         finally:
             await fresh.client.close()
@@ -123,19 +118,29 @@ class Session:
             self._acked,
         )
 
-    async def _await_arrivals(self, snapshot: Mapping[str, Any]) -> None:
-        """What does not arrive in time is for the check to find."""
+    async def _settle(self) -> dict[str, Any]:
+        """Wait until the server's workout and the laptop's are equal, and the phone has been told
+        of every set. What does not arrive in time is for the check to find.
 
-        def is_equal() -> bool:
+        Returns: the server's snapshot.
+        """
+
+        def is_equal(snapshot: Mapping[str, Any]) -> bool:
             content = self._laptop.client.content()
-            return content == workout_document(snapshot, content["meta"])
+            return content == _document(snapshot, content)
 
         def is_told() -> bool:
             return all(self._told.completed[planned.set_id] for planned in self._plan.sets)
 
+        snapshot = await read_until(self._snapshot, is_equal)
         with contextlib.suppress(TimeoutError):
-            await self._laptop.client.until(is_equal, timeout_s=SETTLING_S)
             await self._phone.until(is_told, timeout_s=SETTLING_S)
+        return snapshot
+
+    async def _snapshot(self) -> dict[str, Any]:
+        synced = await self._phone.do("workout:sync", {"workout_id": self._workout_id})
+        workout: dict[str, Any] = synced["workout"]
+        return workout
 
     # -- acts -------------------------------------------------------------------------------
 
@@ -284,6 +289,10 @@ class Session:
     def _note_records(self, answer: Mapping[str, Any]) -> None:
         for record in answer.get("records", ()):
             self._acked.setdefault(answer["set_id"], {})[record["type"]] = record["value"]
+
+
+def _document(snapshot: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return workout_document(snapshot, content["meta"])
 
 
 def _of(act: Log, device: str) -> list[PlannedSet]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -15,12 +13,11 @@ from pycrdt import Map, Text
 from crdt import ids, order
 from server.replay.check import Problem, template_document
 from server.replay.exports import LoggedSet, LoggedWorkout
-from server.replay.lifter import Laptop, Lifter
+from server.replay.lifter import Laptop, Lifter, becomes, read_until
 from server.replay.truth import exercise_note, exercise_superset, exercises_of
 
 LIFTER_TYPES = "Warm up first. "
 TRAINER_TYPES = " Elbows in – slow on the way down."
-SETTLING_S = 5.0
 
 _PLANNED = ("kind", "weight_kg", "reps", "seconds", "distance_m", "rpe")
 
@@ -86,7 +83,11 @@ class TemplateRoom:
         # Now that both have told the server, both get the whole.
         await self._laptop.client.sync()
         await self._trainer.client.sync()
-        if self._laptop.client.content() != self._trainer.client.content():
+        lifters, trainers = self._laptop.client, self._trainer.client
+        if not (
+            await becomes(lifters, lambda content: content == trainers.content())
+            or await becomes(trainers, lambda content: content == lifters.content())
+        ):
             self._note("unequal", "the two replicas differ")
 
     async def _edit_as_lifter(self, target: str) -> None:
@@ -121,10 +122,15 @@ class TemplateRoom:
         await self._laptop.client.confirm()
 
     async def _compare(self) -> dict[str, Any]:
-        answer = await self._phone.do("template:get", {"template_id": self._template_id})
-        snapshot: dict[str, Any] = answer["template"]
+        confirmed = self._laptop.client.content()
+        snapshot = await read_until(
+            self._snapshot, lambda read: template_document(read, confirmed["meta"]) == confirmed
+        )
         for owner, replica in (("lifter", self._laptop), ("trainer", self._trainer)):
-            if not await self._becomes_equal(replica, snapshot):
+            if not await becomes(
+                replica.client,
+                lambda content: content == template_document(snapshot, content["meta"]),
+            ):
                 self._note("unequal", f"the {owner}'s replica is not the server's template")
         notes = [exercise["note"] for exercise in snapshot["exercises"]]
         for typed in (LIFTER_TYPES, TRAINER_TYPES):
@@ -135,14 +141,10 @@ class TemplateRoom:
         await self._phone.do("template:leave", {"template_id": self._template_id})
         return snapshot
 
-    async def _becomes_equal(self, replica: Laptop, snapshot: Mapping[str, Any]) -> bool:
-        def is_equal() -> bool:
-            content = replica.client.content()
-            return content == template_document(snapshot, content["meta"])
-
-        with contextlib.suppress(TimeoutError):
-            await replica.client.until(is_equal, timeout_s=SETTLING_S)
-        return is_equal()
+    async def _snapshot(self) -> dict[str, Any]:
+        answer = await self._phone.do("template:get", {"template_id": self._template_id})
+        template: dict[str, Any] = answer["template"]
+        return template
 
     async def _do(self, event: str, **data: Any) -> dict[str, Any]:
         payload = {"template_id": self._template_id, "op_id": str(uuid4()), **data}

@@ -7,9 +7,11 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,6 +20,7 @@ from server.replay.check import Evidence, check_workout
 from server.replay.exports import read_export
 from server.replay.play import replay
 from server.settings import Settings
+from tests.helpers.proxies import proxied
 from tests.helpers.servers import ROOT, RunningServer, clean_env
 
 DATA = Path(__file__).parents[2] / "data"
@@ -103,8 +106,21 @@ async def test_a_running_server_can_be_played_at_again_and_again(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data", port=0)
     for _ in range(2):
-        assert await replay(settings, STRONG, url=server.url) == 0
+        assert await replay(settings, STRONG, urls=[server.url]) == 0
     assert capsys.readouterr().out.count(" as lifter-") == 2
+
+
+async def test_devices_are_spread_over_all_addresses_that_are_named(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", port=0)
+    port = urlsplit(server.url).port or 0
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(proxied("127.0.0.1", port)) for _ in range(3)]
+        proxies[1].latency(0.02, jitter_s=0.02)
+        urls = [proxy.url(server.url) for proxy in proxies]
+        assert await replay(settings, STRONG, urls=urls) == 0, capsys.readouterr().out
+        assert all(proxy.accepted > 0 for proxy in proxies)
 
 
 async def test_records_count_from_what_a_given_user_had_reached(
@@ -112,7 +128,7 @@ async def test_records_count_from_what_a_given_user_had_reached(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data", port=0)
     for _ in range(2):
-        assert await replay(settings, STRONG, url=server.url, user_id="ana") == 0
+        assert await replay(settings, STRONG, urls=[server.url], user_id="ana") == 0
     assert "Records count from what this user had reached before." in capsys.readouterr().out
 
 
@@ -226,7 +242,7 @@ async def test_a_server_that_refuses_an_intent_ends_the_replay(
     phone = await server.events("ana")
     made = await phone.do("workout:create", {})
     await phone.do("workout:start", {"workout_id": made["workout"]["id"]})
-    assert await replay(settings, STRONG, url=server.url, user_id="ana") == 1
+    assert await replay(settings, STRONG, urls=[server.url], user_id="ana") == 1
     out = capsys.readouterr().out
     assert "stopped: workout 1 (Ridge Day): workout:start: conflict" in out
     assert figures(out)["all replicas equal"] == "no"
@@ -257,7 +273,7 @@ async def test_a_missing_file_is_named(
 async def test_a_server_out_of_reach_is_named(
     url: str, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await replay(settings, STRONG, url=url) == 2
+    assert await replay(settings, STRONG, urls=[url]) == 2
     assert f"{url}: unreachable" in capsys.readouterr().err
 
 
@@ -265,7 +281,7 @@ async def test_a_server_with_another_secret_is_named(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings(data_dir=tmp_path / "elsewhere", port=0)
-    assert await replay(settings, STRONG, url=server.url) == 2
+    assert await replay(settings, STRONG, urls=[server.url]) == 2
     assert "unauthenticated" in capsys.readouterr().err
 
 
