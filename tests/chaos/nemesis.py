@@ -64,23 +64,25 @@ class Fault:
 
 
 class Nemesis:
-    """Inflicts faults on a cluster until it is stopped, several at once."""
+    """Inflicts faults on a cluster, several at once."""
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self.history: list[str] = []
         """What was done, with the seconds since the start."""
+        self.count = 0
+        """How many faults there were."""
         self._cluster = cluster
         self._random = random.Random(seed)
         self._over = asyncio.Event()
         self._claimed: set[str] = set()
         self._started = asyncio.get_running_loop().time()
 
-    def stop(self) -> None:
-        """Begin nothing any more, and take back what is there. `run` ends when that is done."""
-        self._over.set()
+    async def run(self, seconds: float) -> None:
+        """Inflict faults for so long, then take back those that are there.
 
-    async def run(self) -> None:
-        """Raises: whatever a fault finds that must not be, in a group."""
+        Raises: whatever a fault finds that must not be, in a group.
+        """
+        asyncio.get_running_loop().call_later(seconds, self._over.set)
         async with asyncio.TaskGroup() as group:
             under_way: set[asyncio.Task[None]] = set()
             while not self._over.is_set():
@@ -99,6 +101,7 @@ class Nemesis:
                     task.add_done_callback(under_way.discard)
 
     async def _inflict(self, fault: Fault) -> None:
+        self.count += 1
         self._note(fault.name)
         try:
             await fault.act()

@@ -110,5 +110,18 @@ class RedisProcess:
     def lose_everything(self) -> None:
         """What was on its disk is gone. To be done while it does not run."""
         assert self.process is None
+        shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
         for name in ("appendonly.aof", "dump.rdb"):
             (self.folder / name).unlink(missing_ok=True)
+
+    def copy(self) -> Path:
+        """A copy of what is on its disk now, to be put back later."""
+        kept = self.folder.with_name(f"{self.folder.name}-{time.monotonic_ns()}")
+        shutil.copytree(self.folder, kept)
+        return kept
+
+    def put_back(self, kept: Path) -> None:
+        """What has come since the copy is gone, as after a failover to a replica that lagged. To be
+        done while it does not run."""
+        self.lose_everything()
+        shutil.copytree(kept, self.folder, dirs_exist_ok=True)
