@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.collection import AsyncCollection
 from redis.asyncio import Redis
 
 from crdt.ids import DocName
@@ -268,10 +269,12 @@ class Cluster:
                 raise AssertionError(f"{instance.name} does not become healthy: {found}") from None
 
     @asynccontextmanager
-    async def redis_client(self) -> AsyncIterator[Redis]:
-        """A client of Redis itself, past all proxies."""
+    async def redis_client(self, *, decodes: bool = True) -> AsyncIterator[Redis]:
+        """A client of Redis itself, past all proxies; `decodes`: answers are texts."""
         assert self.redis is not None
-        client = Redis(port=self.redis.port, socket_timeout=HTTP_TIMEOUT_S, decode_responses=True)
+        client = Redis(
+            port=self.redis.port, socket_timeout=HTTP_TIMEOUT_S, decode_responses=decodes
+        )
         async with client:
             yield client
 
@@ -296,14 +299,24 @@ class Cluster:
                 for head in heads
             }
 
-    async def persisted_ends(self, docs: Iterable[str]) -> dict[str, int]:
-        """The last position of each document in MongoDB's log; 0 where there is none."""
+    @asynccontextmanager
+    async def mongo_log(self) -> AsyncIterator[AsyncCollection[dict[str, Any]]]:
+        """The log in MongoDB itself, past all proxies."""
         uri = f"{self.mongo.uri}/{DATABASE}?directConnection=true&timeoutMS=5000"
         mongo: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
         async with mongo:
-            log = mongo.get_default_database()["log"]
+            yield mongo.get_default_database()["log"]
+
+    async def persisted_ends(self, docs: Iterable[str]) -> dict[str, int]:
+        """The last position of each document in MongoDB's log; 0 where there is none."""
+        async with self.mongo_log() as log:
             last = {doc: await log.find_one({"doc": doc}, sort=[("pos", -1)]) for doc in docs}
         return {doc: record["pos"] if record else 0 for doc, record in last.items()}
+
+    async def persisted_positions(self, doc: str) -> list[int]:
+        """All positions of a document in MongoDB's log, in their order."""
+        async with self.mongo_log() as log:
+            return [record["pos"] async for record in log.find({"doc": doc}, sort=[("pos", 1)])]
 
     async def until_persisted(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until MongoDB has all that the shared log has now."""
