@@ -212,15 +212,23 @@ def _document(name: DocName, snapshot: dict[str, Any], content: dict[str, Any]) 
 
 
 def _still(snapshot: dict[str, Any]) -> dict[str, Any]:
-    """A snapshot without what differs from server to server: its clock, its position, and the
-    devices of the readers, who are on their way out."""
+    """A snapshot without what differs from server to server: its clock, its position, the order of
+    what is in no order, and the devices of the readers, who are on their way out."""
     shown = {key: value for key, value in snapshot.items() if key not in ("server_time", "version")}
     if "members" in shown:
         shown["members"] = {
             member["user"]["id"]: (member["role"], devices_of(member))
             for member in snapshot["members"]
         }
+        shown["progress"] = {
+            user_id: {**progress, "records": sorted(progress["records"], key=_record_key)}
+            for user_id, progress in snapshot["progress"].items()
+        }
     return shown
+
+
+def _record_key(record: dict[str, Any]) -> tuple[str, str]:
+    return record["set_id"], record["type"]
 
 
 def devices_of(member: dict[str, Any]) -> set[str]:
