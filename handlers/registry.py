@@ -19,7 +19,7 @@ from handlers.context import Caller, Context, Services
 
 log = logging.getLogger(__name__)
 
-OUTDATED_ATTEMPTS, OUTDATED_PAUSE_S = 6, 0.05
+OUTDATED_ATTEMPTS, OUTDATED_PAUSE_S, LONGEST_PAUSE_S = 14, 0.05, 0.4
 """A document that is being read again is there again soon."""
 
 
@@ -111,7 +111,7 @@ class Registry:
             except Outdated:
                 if attempt + 1 == OUTDATED_ATTEMPTS:
                     raise
-                await asyncio.sleep(OUTDATED_PAUSE_S * (attempt + 1))
+                await asyncio.sleep(min(OUTDATED_PAUSE_S * (attempt + 1), LONGEST_PAUSE_S))
                 ctx.start_again()
         raise AssertionError("unreachable")
 

@@ -212,8 +212,8 @@ class MongoStore:
         self._is_closed = True
         if self._housekeeping is not None:
             self._housekeeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._housekeeping
+            # A driver's call that is cut short may end with an error of its own.
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
             # What stays marked is projected once more at the next start, and nothing else.
             with contextlib.suppress(PyMongoError), pymongo.timeout(PROBE_TIMEOUT_S):
                 await self._unmark()
