@@ -571,14 +571,16 @@ class Watcher(Device):
         self.watchings.append(watching)
 
     async def work(self) -> None:
-        if not self.client.is_connected:
-            raise Lost
+        await self.see_that_it_lives()
         if self.random.random() < 0.01:
             await self.drop()
 
+    async def see_that_it_lives(self) -> None:
+        """Ask for something: a connection on which nothing comes may be quiet, or dead."""
+        await self.client.ask("time:sync", {"t0": 1.0})
+
     async def finish(self) -> None:
-        if not self.client.is_connected:
-            raise Lost
+        await self.see_that_it_lives()
 
     async def drop(self) -> None:
         await self.client.drop()
