@@ -48,7 +48,7 @@ async def test_what_was_acked_stays_whatever_dies(tmp_path: Path) -> None:
                 print(f"CHAOS_SEED={seed}, round {number + 1} of {rounds}")
                 print("\n".join(nemesis.history))
                 for instance in cluster.instances:
-                    print(f"{instance.name}: {cluster.log_of(instance)[-5_000:]}")
+                    print(f"{instance.name}: {cluster.log_of(instance)[-20_000:]}")
                 raise
             played.append((world, cast))
             faults += nemesis.count

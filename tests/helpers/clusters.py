@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -40,6 +41,26 @@ SECRET = "a secret of more than thirty-two bytes"
 START_TIMEOUT_S = 60.0
 HTTP_TIMEOUT_S = 5.0
 DATABASE = "repsync"
+
+PROGRAM = """
+import asyncio, signal, sys
+from server import __main__ as server
+
+serve = server.serve
+
+def tell():
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
+
+async def serve_and_tell(settings):
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
+    return await serve(settings)
+
+server.serve = serve_and_tell
+sys.exit(server.main([]))
+"""
+"""A server that writes what it is doing into its log when it gets SIGUSR1."""
 
 Found = TypeVar("Found")
 State = Literal["running", "paused", "ended"]
@@ -94,8 +115,14 @@ class Instance:
         await self.server.kill()
 
     async def stop(self, timeout_s: float = 30.0) -> int:
-        """SIGTERM. Returns: the exit code."""
-        code = await self.server.terminate(timeout_s)
+        """SIGTERM. Returns: the exit code. If it does not end, what it does is in its log."""
+        try:
+            code = await self.server.terminate(timeout_s)
+        except TimeoutError:
+            assert self.server.process is not None
+            self.server.process.send_signal(signal.SIGUSR1)
+            await asyncio.sleep(1)
+            raise AssertionError(f"{self.name} has not ended within {timeout_s:g} s") from None
         self.state = "ended"
         return code
 
@@ -176,7 +203,11 @@ class Cluster:
         self.instances = [
             Instance(
                 f"i{number}",
-                ServerProcess(folder / f"i{number}", {"JWT_SECRET": SECRET, **(env or {})}),
+                ServerProcess(
+                    folder / f"i{number}",
+                    {"JWT_SECRET": SECRET, **(env or {})},
+                    program=("-c", PROGRAM),
+                ),
                 Proxy("127.0.0.1", self.mongo.port, seed=seed + number),
                 Proxy("127.0.0.1", self.redis.port, seed=seed - number) if self.redis else None,
             )
