@@ -325,13 +325,15 @@ class Replicator:
                 continue  # moved on meanwhile, and maybe trimmed
             hosted.epoch = head.epoch
             hosted.listed_at = last.listed_at
-            hosted.pos = head.pos
+            hosted.pos = max(head.pos, last.pos)
             hosted.given = _prizes(loaded.awards)
             foreign = [self._keep(hosted, record) for record in records]
             arriving, hosted.arriving = hosted.arriving or (), None
             for update in arriving:
                 if update.epoch == hosted.epoch and update.pos == hosted.pos + 1:
                     foreign.append(self._keep(hosted, _record(update)))
+                elif update.epoch != hosted.epoch or update.pos > hosted.pos:
+                    self._chore(self._fill_in(hosted))
             loaded = _with(replace(loaded, seq=hosted.pos), foreign)
             return self._with_spooled(hosted, loaded, spooled)
         raise Unavailable(f"{doc} changes too fast to be read", retry_after_ms=500)
@@ -397,11 +399,14 @@ class Replicator:
             Conflict, NotFound: see `crdt.ports.Store.append`.
             Unavailable: it can go to neither, or somebody else was faster; read the room again.
         """
+        planned_on = self._hosted.get(batch.doc)
         async with self._locked(batch.doc):
             hosted = self._hosted.get(batch.doc)
+            if hosted is not planned_on or (hosted is None and not batch.creates):
+                # Read again meanwhile: the room that this comes from is given up, and the one that
+                # there is would not get it, because it is our own.
+                raise Outdated
             if hosted is None:
-                if not batch.creates:
-                    raise Outdated
                 hosted = await self._begin(batch)
             self._demand_space(hosted)
             n = next(self._numbers)
