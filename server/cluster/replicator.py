@@ -125,6 +125,8 @@ class _Hosted:
     may be of others' records."""
     is_behind: bool = False
     """Redis was away: what is appended goes to the spool until this is healed."""
+    is_given_up: bool = False
+    """The room lacks something of what stands before `pos`, and is being read again."""
     is_released: bool = False
     """Nobody has it open here any more."""
     arriving: list[Update] | None = None
@@ -283,9 +285,10 @@ class Replicator:
         hosted.pos = last.pos
         hosted.listed_at = last.listed_at
         hosted.given = _prizes(loaded.awards)
-        if before is not None and before.epoch is not None:
-            # What we have had from there stays with us.
-            hosted.epoch, hosted.pos, hosted.is_unsure = before.epoch, before.pos, True
+        if before is not None:
+            # What we have had from there stays with us, and where we stood, if we had it all.
+            if not before.is_given_up:
+                hosted.epoch, hosted.pos, hosted.is_unsure = before.epoch, before.pos, True
             foreign = [
                 _foreign(open_record(self._sealer, hosted.doc, Record(*held)), held.pos)
                 for held in before.tail
@@ -706,6 +709,7 @@ class Replicator:
 
     def _give_up(self, hosted: _Hosted, reason: str) -> bool:
         hosted.arriving = []  # until it is read again, which makes another of it
+        hosted.is_given_up = True
         if self._inlet is not None:
             self._inlet.outdated(hosted.doc, reason)
         return False
