@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
 from contextlib import asynccontextmanager
@@ -107,14 +108,20 @@ class RoomHub:
     # -- opening and leaving ----------------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, name: DocName) -> AsyncIterator[LiveRoom]:
+    async def lease(self, name: DocName, *, since_s: float = 0.0) -> AsyncIterator[LiveRoom]:
         """The room, kept in memory for as long as the block runs.
 
+        Args:
+            since_s: monotonic; what was durable then must be here. Who comes from another instance
+                may have seen there what has not reached this one.
         Raises:
             NotFound: there is no such document.
             Unavailable: the store cannot be read.
         """
         live = await self._open(name)
+        if self._shared is not None and live.fresh_at_s < since_s:
+            await self._freshen(live, since_s)
+            live = await self._open(name)  # it may have been read again
         live.leases += 1
         try:
             yield live
@@ -280,7 +287,16 @@ class RoomHub:
         # One who gives up waiting must not take the load away from the others.
         return await asyncio.shield(loading)
 
+    async def _freshen(self, live: LiveRoom, since_s: float) -> None:
+        assert self._shared is not None
+        async with live.freshening:
+            if live.fresh_at_s < since_s:
+                now_s = time.monotonic()
+                await self._shared.catch_up(live.name)
+                live.fresh_at_s = now_s
+
     async def _load(self, name: DocName) -> LiveRoom:
+        now_s = time.monotonic()
         loaded = await self._store.load(name)
         if loaded is None:
             raise NotFound(f"there is no {name}")
@@ -292,6 +308,7 @@ class RoomHub:
             if self._shared is not None:
                 self._shared.release(name)
             raise Unavailable(f"{name} is damaged") from exc
+        live.fresh_at_s = now_s
         if (orphan := self._orphans.get(name)) is not None:
             live.presence, live.elsewhere = orphan.presence, orphan.elsewhere
         self._watch_idle(live)
@@ -375,6 +392,8 @@ class RoomHub:
             raise Outdated
         if self._is_closing:
             raise Unavailable("the server is going away", retry_after_ms=1_000)
+        if self._shared is not None:
+            self._shared.demand_space(live.name)
 
     def _known(self, live: LiveRoom) -> asyncio.Future[Stored]:
         """For an update that brought nothing new: done when all that it repeats is durable."""

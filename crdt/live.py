@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,9 @@ class LiveRoom:
     incoming: list[Foreign] = field(default_factory=list)
     """What others wrote while an append of ours was under way: before it or behind it."""
     idle: asyncio.TimerHandle | None = None
+    fresh_at_s: float = field(default_factory=time.monotonic)
+    """Whatever was durable then is here, whoever wrote it; monotonic."""
+    freshening: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_dropped: bool = False
     """Whether the room was given up after a failed append; who still holds it must ask again."""
 

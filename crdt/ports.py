@@ -224,6 +224,12 @@ class SharedLog(Protocol):
             Unavailable: it cannot be done now, the document must stay in memory.
         """
 
+    def demand_space(self, doc: DocName) -> None:
+        """Raises Unavailable if nothing more of the document can be stored now."""
+
+    async def catch_up(self, doc: DocName) -> None:
+        """Bring in what others have appended until now, as far as the shared log can be asked."""
+
     def release(self, doc: DocName) -> None:
         """Nobody needs the document here any more: hand out nothing more of it."""
 

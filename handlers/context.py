@@ -73,6 +73,8 @@ class Caller:
     user: User
     device: dict[str, str]
     connection_id: ConnectionId
+    since_s: float = 0.0
+    """When it connected; monotonic."""
 
     @property
     def author(self) -> Author:
@@ -176,7 +178,7 @@ class Context:
             NotFound: there is no such document.
             Forbidden: the caller may not.
         """
-        async with self.hub.lease(name) as live:
+        async with self.hub.lease(name, since_s=self.caller.since_s) as live:
             live.demand(self.user, right)
             yield live
 

@@ -104,7 +104,7 @@ class DocumentDoor:
         Raises:
             Forbidden, RoomFull: what was so when it was let in is so no more.
         """
-        async with self._hub.lease(name) as live:
+        async with self._hub.lease(name, since_s=session.since_s) as live:
             if session.id not in self._sessions:
                 return  # gone while the room was loaded
             live.demand(session.user, Right.READ)

@@ -149,7 +149,7 @@ class Gateway:
             identity = await self._verify(token)
             device = _device(payload.get("device"))
             if document is not None:
-                async with self._hub.lease(document) as live:
+                async with self._hub.lease(document, since_s=time.monotonic()) as live:
                     live.demand(identity.user, Right.READ)
                     self._hub.demand_seat(live, ConnectionId(sid))
                 self._demand_unrevoked(identity)  # it may have been while the room was loaded

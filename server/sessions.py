@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ class Session:
     ask_delay_s: float = 0.0
     """How long it was not asked again after its last answer, which was refused; 0.0 if none was
     since the last that was taken."""
+    since_s: float = field(default_factory=time.monotonic)
+    """When it connected; monotonic."""
     is_revoking: bool = False
     """Whether it waits for the ack of an `auth:revoke`, which it gets even if that ends it."""
 
@@ -48,7 +51,7 @@ class Session:
 
     @property
     def caller(self) -> Caller:
-        return Caller(self.user, self.device, self.id)
+        return Caller(self.user, self.device, self.id, self.since_s)
 
     def start_timer(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
         """Have something called later, instead of what this timer was to call."""

@@ -51,7 +51,8 @@ class Settings(BaseSettings):
     redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "repsync"
     bus_secret: SecretStr | None = None
     embedded_worker: bool = True
-    spool_max_bytes: Annotated[int, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
+    spool_max_bytes: Annotated[int, Field(ge=64 * 1024)] = 256 * 1024 * 1024
+    backlog_max_bytes: Annotated[int, Field(ge=64 * 1024)] = 512 * 1024 * 1024
 
     room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     compact_after: Annotated[int, Field(ge=1)] = 500

@@ -10,7 +10,7 @@ records that are not known to be in MongoDB. A Redis that has lost them gets the
 for each document orders appending, reading on and healing; what the channel brings comes between.
 
 **What fails.** Redis away or slow: `local` durability, for all documents, until it answers fast
-again. MongoDB away: the tail grows up to `MAX_TAIL_BYTES`, then appends are `Unavailable`. A record
+again. MongoDB away: the tail grows up to a limit, then changes are `Unavailable`. A record
 that cannot be read: its document is read again, and is `Unavailable` if that does not help.
 """
 
@@ -73,10 +73,8 @@ NOTICE_TIMEOUT_S = 1.0
 HEALED_AT_ONCE = 16
 PAGE = 1_000
 
-MAX_TAIL_BYTES = 32 * 1024 * 1024
-"""What one document may have in the shared log alone."""
-MAX_TAILS_BYTES = 512 * 1024 * 1024
-"""And all documents here together."""
+MAX_TAIL_SHARE = 16
+"""One document may have a sixteenth of what all together may have in the shared log alone."""
 
 
 _NOT_NOW: tuple[type[Exception], ...] = (*AWAY, Unavailable)
@@ -138,6 +136,7 @@ class Replicator:
 
     Args:
         origin: names this life of this process.
+        max_tails_bytes: what may be in the shared log alone, and in memory here.
     """
 
     def __init__(
@@ -151,6 +150,7 @@ class Replicator:
         sealer: Sealer,
         *,
         origin: str,
+        max_tails_bytes: int,
     ) -> None:
         self._log = redis_log
         self._books = books
@@ -160,6 +160,7 @@ class Replicator:
         self._mover = mover
         self._sealer = sealer
         self._origin = origin
+        self._max_tails_bytes = max_tails_bytes
         self._inlet: Inlet | None = None
         self._hosted: dict[DocName, _Hosted] = {}
         self._channels: dict[str, _Hosted] = {}
@@ -411,7 +412,6 @@ class Replicator:
                 raise Outdated
             if hosted is None:
                 hosted = await self._begin(batch)
-            self._demand_space(hosted)
             n = next(self._numbers)
             by_entry: ByEntry | None = None
             if not hosted.is_behind and not self.is_away:
@@ -443,9 +443,17 @@ class Replicator:
         hosted.epoch, hosted.pos = head.epoch, head.pos
         return hosted
 
-    def _demand_space(self, hosted: _Hosted) -> None:
-        if hosted.tail_bytes >= MAX_TAIL_BYTES or self._tails_bytes >= MAX_TAILS_BYTES:
+    def demand_space(self, doc: DocName) -> None:
+        """Raises Unavailable if the database is too far behind, or the spool nearly full. What is
+        on its way already is taken, so neither limit is exact."""
+        hosted = self._hosted.get(doc)
+        if hosted is None:
+            return
+        most = self._max_tails_bytes
+        if self._tails_bytes >= most or hosted.tail_bytes * MAX_TAIL_SHARE >= most:
             raise Unavailable("the database is too far behind", retry_after_ms=2_000)
+        if (hosted.is_behind or self.is_away) and self._spool.is_nearly_full:
+            raise Unavailable("the shared log has been away for too long", retry_after_ms=2_000)
 
     async def _append_shared(
         self, hosted: _Hosted, batch: Append, n: int
@@ -735,6 +743,12 @@ class Replicator:
         if hosted is not None and hosted.epoch == epoch and not hosted.is_unsure:
             hosted.persisted = upto
             self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
+
+    async def catch_up(self, doc: DocName) -> None:
+        """Bring in what others have appended until now, if Redis can be asked."""
+        hosted = self._hosted.get(doc)
+        if hosted is not None and not self.is_away and not hosted.is_behind:
+            await self._fill_in(hosted)
 
     async def persist(self, doc: DocName) -> None:
         """See to it that all of a document that is here is in MongoDB.

@@ -49,6 +49,7 @@ from server.storage.spool import Spool
 
 log = logging.getLogger(__name__)
 
+ANSWER_TIMEOUT_S, ANSWER_AGAIN_AFTER_S = 0.25, 2.0
 SEED_TIMEOUT_S, SEED_AGAIN_AFTER_S = 1.5, 2.0
 
 
@@ -74,6 +75,7 @@ class ClusterStore:
         instance: str,
         embedded_worker: bool = True,
         compact_after: int = 500,
+        max_backlog_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         self.stats: StoreStats = store.stats
         self._redis = redis
@@ -91,7 +93,15 @@ class ClusterStore:
         )
         self._mover = Mover(self._log, store, partial(open_record, sealer), on_moved=self._moved)
         self._replicator = Replicator(
-            self._log, books, self._bus, store, spool, self._mover, sealer, origin=instance
+            self._log,
+            books,
+            self._bus,
+            store,
+            spool,
+            self._mover,
+            sealer,
+            origin=instance,
+            max_tails_bytes=max_backlog_bytes,
         )
         self.neighbours = ClusterNeighbours(self._log, sealer, instance, self._replicator.persisted)
         self._worker = (
@@ -100,7 +110,7 @@ class ClusterStore:
             else None
         )
         self._docs: dict[str, DocName | None] = {}
-        self._no_seed_before_s = 0.0
+        self._no_seed_before_s = self._no_answer_before_s = 0.0
         self._working: asyncio.Task[None] | None = None
         self._here: Here | None = None
 
@@ -123,6 +133,7 @@ class ClusterStore:
             instance=instance,
             embedded_worker=settings.embedded_worker,
             compact_after=settings.compact_after,
+            max_backlog_bytes=settings.backlog_max_bytes,
         )
 
     async def open(self) -> None:
@@ -214,6 +225,12 @@ class ClusterStore:
             self._docs[self._log.channel(batch.doc)] = batch.doc
         return stored
 
+    def demand_space(self, doc: DocName) -> None:
+        self._replicator.demand_space(doc)
+
+    async def catch_up(self, doc: DocName) -> None:
+        await self._replicator.catch_up(doc)
+
     async def persist(self, doc: DocName) -> None:
         await self._replicator.persist(doc)
 
@@ -257,7 +274,17 @@ class ClusterStore:
             found = await self._replicator.answer(doc, key(user_id, op_id))
             if found is not None:
                 return found
-        return await self._store.answer(user_id, op_id)
+            if time.monotonic() < self._no_answer_before_s:
+                return None
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S if doc is not None else None):
+                return await self._store.answer(user_id, op_id)
+        except (Unavailable, TimeoutError):
+            if doc is None:
+                raise
+            # Redis has the answers of the last day, unless it has lost everything since.
+            self._no_answer_before_s = time.monotonic() + ANSWER_AGAIN_AFTER_S
+            return None
 
     async def summaries(
         self, user_id: UserId, kind: DocKind, *, limit: int, before: DocName | None = None

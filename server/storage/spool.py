@@ -41,6 +41,8 @@ MAX_BYTES = 256 * 1024 * 1024
 MAX_RECORDS = 1_000_000
 FULL_RETRY_MS = 5_000
 
+NEARLY_FULL = 7 / 8
+
 
 class Spooled(NamedTuple):
     """A record that waits. `at_ms`: when it was spooled, ms since the epoch."""
@@ -106,6 +108,12 @@ class Spool:
     def count(self) -> int:
         """How many records wait."""
         return self._stock.count
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether so little is left that only what is on its way should still come."""
+        used = max(self.size_bytes / self._max_bytes, self.count / self._max_records)
+        return used > NEARLY_FULL
 
     @property
     def size_bytes(self) -> int:

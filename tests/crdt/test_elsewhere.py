@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -44,13 +45,22 @@ class Sharing:
     """What a hub asks of a shared log besides storing."""
 
     released: list[DocName] = field(default_factory=list)
+    caught_up: list[DocName] = field(default_factory=list)
     is_behind: bool = False
+    is_full: bool = False
     asked: int = 0
 
     async def persist(self, doc: DocName) -> None:
         self.asked += 1
         if self.is_behind:
             raise Unavailable("behind", retry_after_ms=1)
+
+    def demand_space(self, doc: DocName) -> None:
+        if self.is_full:
+            raise Unavailable("full", retry_after_ms=1)
+
+    async def catch_up(self, doc: DocName) -> None:
+        self.caught_up.append(doc)
 
     def release(self, doc: DocName) -> None:
         self.released.append(doc)
@@ -146,6 +156,29 @@ async def test_a_room_stays_until_its_log_is_where_it_lasts(shared: Shared) -> N
     sharing.is_behind = False
     await until(lambda: bench.hub.find(LEG_DAY) is None)
     assert sharing.released == [LEG_DAY]
+
+
+async def test_who_comes_later_sees_what_was_durable_when_they_came(shared: Shared) -> None:
+    bench, sharing = shared
+    now_s = time.monotonic()
+    for _ in range(2):
+        async with bench.hub.lease(LEG_DAY, since_s=now_s):
+            assert sharing.caught_up == [LEG_DAY]
+    async with bench.hub.lease(LEG_DAY, since_s=time.monotonic()):
+        assert sharing.caught_up == [LEG_DAY] * 2
+
+
+async def test_a_change_that_cannot_be_stored_is_refused_before_it_is_admitted(
+    shared: Shared,
+) -> None:
+    bench, sharing = shared
+    sharing.is_full = True
+    with pytest.raises(Unavailable):
+        await bench.edit(Put(("meta", "title"), "Mine"))
+    sharing.is_full = False
+    async with bench.room() as live:
+        assert not live.is_dropped
+        assert live.room.head["meta"]["title"] != "Mine"
 
 
 async def test_a_room_that_is_watched_stays(shared: Shared) -> None:

@@ -49,8 +49,8 @@ DEAF_S = 5.0 + 3.0
 
 SPOOL = "repsync_spool_records"
 DEAF = "repsync_bus_deaf_seconds"
-MAX_SPOOL = {"MAX_SPOOL_RECORDS": "50"}
-MAX_BACKLOG = {"MAX_BACKLOG_RECORDS": "50"}
+MAX_SPOOL = {"SPOOL_MAX_BYTES": "65536"}
+MAX_BACKLOG = {"BACKLOG_MAX_BYTES": "65536"}
 """Settings that make a bound small."""
 
 
@@ -540,7 +540,7 @@ async def test_an_instance_that_is_cut_off_from_redis_notices_and_goes_on(
     redis_link(gym.one).heal()
     await gym.cluster.until_healthy(30)
     await gym.until_all_show()
-    assert (await gym.one.metrics())[DEAF] == 0
+    assert (await gym.one.metrics())[DEAF] < 2
 
 
 async def test_edits_on_both_sides_of_a_partition_merge(gym: Gym) -> None:
