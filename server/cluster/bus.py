@@ -75,7 +75,7 @@ class Bus:
         instance: str,
         deaf_after_s: float = 5.0,
         heartbeat_every_s: float = 0.5,
-        peer_timeout_s: float = 6.0,
+        peer_timeout_s: float = 4.5,
         state: Callable[[], Any] | None = None,
         on_peer: Callable[[str, Any], None] | None = None,
         on_peer_lost: Callable[[str], None] | None = None,
