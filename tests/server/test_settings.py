@@ -21,6 +21,7 @@ NAMES = (
     *("JWT_JWKS_LIFETIME_S", "JWT_JWKS_STALE_S"),
     *("AUTH_EXPIRING_NOTICE_S", "MAX_EVENTS_PER_S", "MAX_USER_EVENTS_BURST", "MAX_JSON_DEPTH"),
     *("MAX_ROOMS_PER_CONNECTION", "HTTP_HEAD_TIMEOUT_S"),
+    *("REDIS_PREFIX", "BUS_SECRET", "EMBEDDED_WORKER", "SPOOL_MAX_BYTES"),
 )
 
 
@@ -203,8 +204,13 @@ def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_JSON_DEPTH", "1000"),
         ("MAX_ROOMS_PER_CONNECTION", "0"),
         ("HTTP_HEAD_TIMEOUT_S", "0"),
-        ("REDIS_URL", "redis://127.0.0.1"),
         ("MONGODB_URI", "http://127.0.0.1"),
+        ("REDIS_PREFIX", "gym:one"),
+        ("REDIS_PREFIX", "{gym}"),
+        ("REDIS_PREFIX", "x" * 65),
+        ("BUS_SECRET", "x" * 31),
+        ("EMBEDDED_WORKER", "perhaps"),
+        ("SPOOL_MAX_BYTES", "1000"),
         ("JWT_JWKS_LIFETIME_S", "0"),
         ("JWT_JWKS_LIFETIME_S", "inf"),
         ("JWT_JWKS_STALE_S", "-1"),
@@ -227,6 +233,7 @@ def test_what_cannot_be_served_is_refused_by_its_name(
         {"JWT_SECRET": "hunter2" * 6, "JWT_PUBLIC_KEY": "hunter2"},
         {"JWT_SECRET": "hunter2" * 6, "PORT": "x"},
         {"REDIS_URL": "redis://:hunter2@host"},
+        {"BUS_SECRET": "hunter2"},
         {"MONGODB_URI": "http://user:hunter2@host"},
     ],
 )
@@ -239,8 +246,13 @@ def test_no_refusal_gives_a_secret_away(
 
 
 def test_the_settings_do_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = "mongodb://user:hunter2@host/training"
-    settings = settings_of(monkeypatch, JWT_SECRET=SECRET, MONGODB_URI=uri)
+    settings = settings_of(
+        monkeypatch,
+        JWT_SECRET=SECRET,
+        BUS_SECRET=SECRET,
+        MONGODB_URI="mongodb://user:hunter2@host/training",
+        REDIS_URL="redis://user:hunter2@host",
+    )
     for shown in (repr(settings), str(settings)):
         assert SECRET not in shown
         assert "hunter2" not in shown
@@ -251,6 +263,48 @@ def test_a_document_is_no_larger_than_what_mongodb_takes(monkeypatch: pytest.Mon
     assert settings_of(monkeypatch, **most).mongodb_uri is None
     with pytest.raises(SettingsError, match="MAX_DOCUMENT_BYTES"):
         settings_of(monkeypatch, MONGODB_URI="mongodb://host", **most)
+
+
+def test_several_instances_need_both_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    redis, mongodb = {"REDIS_URL": "redis://host"}, {"MONGODB_URI": "mongodb://host"}
+    with pytest.raises(SettingsError, match="REDIS_URL is set and MONGODB_URI is not"):
+        settings_of(monkeypatch, **redis)
+    assert settings_of(monkeypatch, **redis, **mongodb).redis_url
+
+
+def test_what_several_instances_need_has_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(
+        monkeypatch, REDIS_URL="redis://host", MONGODB_URI="mongodb://host/training"
+    )
+    assert settings.redis_prefix == "repsync"
+    assert settings.bus_secret is None
+    assert settings.embedded_worker
+    assert settings.spool_max_bytes == 256 * 1024 * 1024
+
+
+def test_every_variable_of_several_instances_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(
+        monkeypatch,
+        REDIS_URL="rediss://user:hunter2@host:6380/2",
+        MONGODB_URI="mongodb://host/training",
+        REDIS_PREFIX="gym-1.eu_west",
+        BUS_SECRET=SECRET,
+        EMBEDDED_WORKER="false",
+        SPOOL_MAX_BYTES="1048576",
+    )
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == "rediss://user:hunter2@host:6380/2"
+    assert settings.bus_secret is not None
+    assert settings.bus_secret.get_secret_value() == SECRET
+    assert (settings.redis_prefix, settings.embedded_worker) == ("gym-1.eu_west", False)
+    assert settings.spool_max_bytes == 1_048_576
+
+
+def test_the_secret_of_the_bus_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch, BUS_SECRET="x" * 32).bus_secret
+    assert settings_of(monkeypatch, BUS_SECRET="\N{SNOWMAN}" * 11).bus_secret
+    with pytest.raises(SettingsError, match="BUS_SECRET is shorter than the 32 bytes"):
+        settings_of(monkeypatch, BUS_SECRET="x" * 31)
 
 
 def test_the_secret_of_a_folder_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

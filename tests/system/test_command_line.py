@@ -280,7 +280,9 @@ async def test_arguments_that_there_are_not_are_explained(
     assert "Traceback" not in refused.err
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("token", "--help"), ("serve", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("token", "--help"), ("serve", "--help"), ("worker", "--help")]
+)
 async def test_help_is_given_and_nothing_is_made(
     tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
@@ -388,7 +390,35 @@ HALVES: dict[str, tuple[dict[str, str], str]] = {
     "a port beyond all": ({"PORT": "65536"}, "PORT"),
     "a level that there is not": ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
     "a format that there is not": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
-    "Redis": ({"REDIS_URL": "redis://:hunter2@127.0.0.1"}, "REDIS_URL"),
+    "Redis without MongoDB": (
+        {"REDIS_URL": "redis://:hunter2@127.0.0.1"},
+        "REDIS_URL is set and MONGODB_URI is not",
+    ),
+    "a Redis that is something else": (
+        {"REDIS_URL": "https://u:hunter2@127.0.0.1", "MONGODB_URI": "mongodb://127.0.0.1:1"},
+        "REDIS_URL is no address of a Redis",
+    ),
+    "a Redis whose password was not encoded": (
+        {"REDIS_URL": "redis://:hunter2/@127.0.0.1", "MONGODB_URI": "mongodb://127.0.0.1:1"},
+        "REDIS_URL is no address of a Redis",
+    ),
+    "a Redis at a port that is no number": (
+        {"REDIS_URL": "redis://u:hunter2@127.0.0.1:x", "MONGODB_URI": "mongodb://127.0.0.1:1"},
+        "REDIS_URL is no address of a Redis",
+    ),
+    "a Redis with an option that there is not": (
+        {"REDIS_URL": "redis://127.0.0.1?pass=hunter2", "MONGODB_URI": "mongodb://127.0.0.1:1"},
+        "REDIS_URL is no address of a Redis",
+    ),
+    "a Sentinel without a service": (
+        {
+            "REDIS_URL": "redis+sentinel://u:hunter2@127.0.0.1",
+            "MONGODB_URI": "mongodb://127.0.0.1:1",
+        },
+        "REDIS_URL is no address of a Redis",
+    ),
+    "a prefix that would decide the slot of all keys": ({"REDIS_PREFIX": "{gym}"}, "REDIS_PREFIX"),
+    "a short secret of the bus": ({"BUS_SECRET": "hunter2"}, "BUS_SECRET"),
     "a MongoDB that is something else": (
         {"MONGODB_URI": "https://u:hunter2@127.0.0.1"},
         "MONGODB_URI",
@@ -423,6 +453,47 @@ async def test_half_a_configuration_is_refused_by_the_variables_name(
     assert name in refused.complaint
     assert "hunter2" not in refused.complaint
     assert not (data / "repsync.db").exists()
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"REDIS_URL": ""},
+        {"MONGODB_URI": "mongodb://u:hunter2@127.0.0.1:1"},
+        {"REDIS_URL": "redis://:hunter2@127.0.0.1:1"},
+    ],
+    ids=["neither", "an empty one", "no Redis", "no MongoDB"],
+)
+async def test_a_worker_without_both_databases_is_refused(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    refused = await run("worker", data=tmp_path / "data", **env)
+    assert "REDIS_URL" in refused.complaint
+    assert "MONGODB_URI" in refused.complaint
+    assert "hunter2" not in refused.complaint
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("redis", "mongodb", "name"),
+    [
+        ("https://u:hunter2@127.0.0.1", "mongodb://127.0.0.1:1", "REDIS_URL"),
+        ("redis://u:hunter2@127.0.0.1:1", "https://u:hunter2@127.0.0.1", "MONGODB_URI"),
+        (
+            "redis://127.0.0.1:1",
+            "mongodb://u:hunter2@127.0.0.1:1/?serverSelectionTimeoutMS=300",
+            "MONGODB_URI",
+        ),
+    ],
+    ids=["a Redis that is something else", "a MongoDB that is something else", "no MongoDB there"],
+)
+async def test_a_worker_with_half_an_address_is_refused_by_the_variables_name(
+    tmp_path: Path, redis: str, mongodb: str, name: str
+) -> None:
+    refused = await run("worker", data=tmp_path, REDIS_URL=redis, MONGODB_URI=mongodb)
+    assert name in refused.complaint
+    assert "hunter2" not in refused.complaint
 
 
 async def test_a_host_that_others_can_reach_is_fine_with_a_secret(tmp_path: Path) -> None:
