@@ -287,6 +287,18 @@ class RoomHub:
         # One who gives up waiting must not take the load away from the others.
         return await asyncio.shield(loading)
 
+    async def freshen(self, name: DocName) -> bool:
+        """Bring in what others have written until now.
+
+        Returns: whether there was something.
+        """
+        live = self._rooms.get(name)
+        if self._shared is None or live is None:
+            return False
+        known = live.room.seq
+        await self._freshen(live, time.monotonic())
+        return live.is_dropped or live.room.seq != known
+
     async def _freshen(self, live: LiveRoom, since_s: float) -> None:
         assert self._shared is not None
         async with live.freshening:

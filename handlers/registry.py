@@ -11,7 +11,16 @@ from uuid import UUID
 
 from pydantic import Field, ValidationError
 
-from crdt.errors import INTERNAL, Conflict, Invalid, NotFound, Outdated, RepSyncError, Unavailable
+from crdt.errors import (
+    INTERNAL,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Outdated,
+    RepSyncError,
+    Unavailable,
+)
 from crdt.ids import UserId
 from crdt.ports import Answer
 from crdt.schema import Strict
@@ -104,10 +113,18 @@ class Registry:
 
     @staticmethod
     async def _handle(ctx: Context, intent: Intent, payload: Payload) -> Answer:
-        """Call the handler; again, if what it planned was outdated before it was stored."""
+        """Call the handler; again, if what it planned was outdated before it was stored, or if it
+        refused for want of what another instance has written."""
+        is_fresh = False
         for attempt in range(OUTDATED_ATTEMPTS):
             try:
                 return _ack(await intent.handler(ctx, payload))
+            except (NotFound, Conflict, Forbidden, Invalid):
+                doc = ctx.document_of(payload)
+                if is_fresh or doc is None or not await ctx.hub.freshen(doc):
+                    raise
+                is_fresh = True
+                ctx.start_again()
             except Outdated:
                 if attempt + 1 == OUTDATED_ATTEMPTS:
                     raise

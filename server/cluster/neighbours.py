@@ -35,6 +35,7 @@ from server.cluster.tasks import end
 log = logging.getLogger(__name__)
 
 MAX_QUEUE = 10_000
+MAX_REVOKED = 100
 REPEAT_EVERY_S = 10.0
 ROOMS_AT_ONCE = 200
 AT_ONCE = 64
@@ -79,6 +80,8 @@ class ClusterNeighbours:
         self._instance = instance
         self._persisted = persisted
         self._queue: deque[tuple[DocName | None, list[Any]]] = deque(maxlen=MAX_QUEUE)
+        self._revoked: deque[Revocation] = deque(maxlen=MAX_REVOKED)
+        """The last ones that were made here, in case the others have not heard."""
         self._filled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -115,6 +118,10 @@ class ClusterNeighbours:
         self._tell(None, "t", user_id, event, dict(payload))
 
     def revoked(self, revocation: Revocation) -> None:
+        self._revoked.append(revocation)
+        self._tell_revoked(revocation)
+
+    def _tell_revoked(self, revocation: Revocation) -> None:
         self._tell(
             None,
             "r",
@@ -130,6 +137,8 @@ class ClusterNeighbours:
 
     def missed(self) -> None:
         """The channels may have left something out."""
+        for revocation in self._revoked:
+            self._tell_revoked(revocation)
         for live in list(self._hub.live):
             self._show(live.name)
             self._tell(live.name, "?")

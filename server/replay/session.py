@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -193,9 +194,13 @@ class Session:
 
     async def _log_on_laptop(self, sets: Iterable[PlannedSet]) -> None:
         for planned in sets:
+            exercise_id = self._exercise_ids[planned.logged.exercise]
             if self._laptop.client.is_connected:
+                # Nobody logs a set of what their screen does not show yet.
+                exercises = self._laptop.client.map("exercises")
+                await self._laptop.client.until(partial(exercises.__contains__, exercise_id))
                 self._to_phone.start(planned.set_id)
-            self._laptop.log(planned, self._exercise_ids[planned.logged.exercise])
+            self._laptop.log(planned, exercise_id)
             if remarks := planned.remarks():
                 self._laptop.patch(planned.set_id, remarks)
             await self._laptop.client.settled()
