@@ -242,8 +242,9 @@ class Replicator:
                 if before is None:
                     self._displace(hosted)
                 else:  # what it holds may be nowhere else
-                    before.arriving = []
+                    before.is_given_up = True
                     self._place(before)
+                    self.release(doc)  # unless somebody tries again, as who is in the room will
                 if isinstance(exc, Damaged):
                     log.exception("a record is damaged", extra={"document": str(doc)})
                     raise Unavailable(f"{doc} is damaged in the log") from exc
@@ -592,6 +593,8 @@ class Replicator:
         hosted = self._channels.get(channel)
         if hosted is None:
             return
+        if hosted.is_given_up:
+            return  # who reads it again reads this as well
         if hosted.arriving is not None:
             hosted.arriving.append(update)
         elif update.epoch == hosted.epoch and update.pos <= hosted.pos:
@@ -627,7 +630,8 @@ class Replicator:
     async def _fill_in(self, hosted: _Hosted) -> None:
         """Read on from where we are: the channel has left something out."""
         async with self._locked(hosted.doc):
-            if self._hosted.get(hosted.doc) is not hosted or hosted.epoch is None:
+            is_here = self._hosted.get(hosted.doc) is hosted and not hosted.is_given_up
+            if not is_here or hosted.epoch is None:
                 return
             try:
                 await self._catch_up(hosted)
@@ -716,8 +720,7 @@ class Replicator:
             raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
 
     def _give_up(self, hosted: _Hosted, reason: str) -> bool:
-        hosted.arriving = []  # until it is read again, which makes another of it
-        hosted.is_given_up = True
+        hosted.is_given_up = True  # until it is read again, which makes another of it
         if self._inlet is not None:
             self._inlet.outdated(hosted.doc, reason)
         return False
@@ -792,7 +795,7 @@ class Replicator:
         """The channels may have left something out, in every room."""
         for hosted in list(self._hosted.values()):
             hosted.is_unsure = True
-            if not self.is_away and hosted.arriving is None:
+            if not self.is_away and hosted.arriving is None and not hosted.is_given_up:
                 self._chore(self._fill_in(hosted))
 
     def _wake_later(self, hosted: _Hosted) -> None:
@@ -859,7 +862,8 @@ class Replicator:
             await self._subscribe(doc)
         is_up = await self._find_place(hosted)
         await self._flush(hosted)
-        if not is_open:
+        if not is_open or hosted.is_given_up:
+            hosted.is_behind = False
             await self._log.announce([doc])
             return
         if not is_up:
@@ -878,7 +882,7 @@ class Replicator:
         head = await self._log.head(hosted.doc)
         if head is not None and head.epoch == hosted.epoch:
             return True
-        if hosted.epoch is not None:
+        if hosted.epoch is not None or hosted.tail:
             return await self._enter_epoch(hosted)
         last = await self._store.last(hosted.doc)
         if last is None:
