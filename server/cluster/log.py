@@ -254,7 +254,7 @@ class RedisLog:
         return [DocName.parse(name.decode()) for name in found]
 
     async def mark_unlisted(self, user_ids: Iterable[UserId], doc: DocName) -> None:
-        """Say so, before it is appended what changes these users' lists."""
+        """Say so."""
         for user_id in user_ids:
             key = self._lists(user_id)
             await _plain(self._redis.sadd(key, str(doc)))

@@ -407,6 +407,8 @@ class Replicator:
         planned_on = self._hosted.get(batch.doc)
         async with self._locked(batch.doc):
             hosted = self._hosted.get(batch.doc)
+            if hosted is not None and batch.creates:
+                raise Conflict(f"{batch.doc} exists already")
             if hosted is not planned_on or (hosted is None and not batch.creates):
                 # Read again meanwhile: the room that this comes from is given up, and the one that
                 # there is would not get it, because it is our own.
@@ -746,6 +748,11 @@ class Replicator:
         if hosted is not None and hosted.epoch == epoch and not hosted.is_unsure:
             hosted.persisted = upto
             self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
+
+    def holds(self, doc: DocName) -> bool:
+        """Whether some of a document may not be in MongoDB, as far as is known here."""
+        hosted = self._hosted.get(doc)
+        return hosted is not None and bool(hosted.tail)
 
     async def catch_up(self, doc: DocName) -> None:
         """Bring in what others have appended until now, if Redis can be asked."""

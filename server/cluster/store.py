@@ -218,11 +218,11 @@ class ClusterStore:
         return loaded
 
     async def append(self, batch: Append) -> Stored:
-        if batch.creates or batch.summary or any(entry.members for entry in batch.entries):
-            await self._mark_unlisted(batch)
         stored = await self._replicator.append(batch)
         if batch.creates:
             self._docs[self._log.channel(batch.doc)] = batch.doc
+        if batch.creates or batch.summary or any(entry.members for entry in batch.entries):
+            await self._mark_unlisted(batch)
         return stored
 
     def demand_space(self, doc: DocName) -> None:
@@ -239,12 +239,21 @@ class ClusterStore:
         self._replicator.release(doc)
 
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:
+        await self._see_that_it_is_moved(doc)
         return await self._store.compact(doc, snapshot, upto, base)
 
     # -- beside the log -----------------------------------------------------------------------
 
+    async def _see_that_it_is_moved(self, doc: DocName) -> None:
+        """Let MongoDB have what was appended here, if Redis can be asked for it."""
+        if self._replicator.holds(doc) and not self._replicator.is_away:
+            try:
+                await self._mover.move(doc)
+            except AWAY as exc:
+                self._replicator.went_away(exc)
+
     async def _mark_unlisted(self, batch: Append) -> None:
-        """Let all instances know whose lists are about to lack this."""
+        """Let all instances know whose lists lack this, before anybody is told that it is there."""
         users = {member.user_id for entry in batch.entries for member in entry.members}
         users |= {entry.author.user_id for entry in batch.entries}
         if batch.summary is not None:
@@ -293,6 +302,7 @@ class ClusterStore:
         return await self._store.summaries(user_id, kind, limit=limit, before=before)
 
     async def summary(self, doc: DocName) -> Summary | None:
+        await self._see_that_it_is_moved(doc)
         return await self._store.summary(doc)
 
     async def active_workout(self, owner_id: UserId) -> str | None:
