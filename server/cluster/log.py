@@ -404,5 +404,12 @@ def _head(found: list[bytes]) -> Head:
 
 
 def _record(id_: bytes, fields: Mapping[bytes, bytes]) -> Record:
-    pos = int(id_.partition(b"-")[0])
-    return Record(pos, fields[b"o"].decode(), int(fields[b"n"]), fields[b"r"])
+    """An entry of a stream. Of one that nobody of ours has written, something that cannot be opened:
+    it is for who opens records to say so."""
+    n = fields.get(b"n", b"")
+    return Record(
+        int(id_.partition(b"-")[0]),
+        fields.get(b"o", b"").decode(errors="replace"),
+        int(n) if n.isdigit() else 0,
+        fields.get(b"r", b""),
+    )

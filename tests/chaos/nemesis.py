@@ -22,7 +22,8 @@ So what was acked stays, whatever of these comes together:
 
 And these come alone, with nothing but the load:
 
-- **Emptying** Redis, by `FLUSHALL` or a restart without its file: from the moment MongoDB has what
+- **Emptying** Redis (and with it the record books: what was won in the last moments may be won once
+  more, see `World.has_lost_books`), by `FLUSHALL` or a restart without its file: from the moment MongoDB has what
   instances that died had appended, until every instance is well again and MongoDB has what they
   brought back. An instance that is frozen or cut off meanwhile would not lose anything acked, but
   an op that it has carried out without saying so is sent again elsewhere, where nobody can know of
@@ -71,6 +72,8 @@ class Nemesis:
         """What was done, with the seconds since the start."""
         self.count = 0
         """How many faults there were."""
+        self.on_emptying: Callable[[], None] = lambda: None
+        """Called before Redis is emptied."""
         self._cluster = cluster
         self._random = random.Random(seed)
         self._over = asyncio.Event()
@@ -278,6 +281,7 @@ class Nemesis:
     async def _empty(self, act: Callable[[], Awaitable[None]]) -> None:
         await self._cluster.until_healthy()
         await self._cluster.until_persisted()
+        self.on_emptying()
         self._note("emptying now")
         await act()
         await self._cluster.until_healthy()

@@ -41,6 +41,7 @@ async def test_what_was_acked_stays_whatever_dies(tmp_path: Path) -> None:
         for number in range(rounds):
             world = Here(cluster, chance.randrange(2**32))
             nemesis = Nemesis(cluster, chance.randrange(2**32))
+            nemesis.on_emptying = world.lose_books
             cast = await prepared(world, number)
             try:
                 await play(world, cast, nemesis.run(CHAOS_S / rounds))

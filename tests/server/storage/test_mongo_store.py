@@ -837,12 +837,12 @@ async def test_a_mongodb_that_stalls_holds_no_mover_for_long(
     distant: MongoStore, store: MongoStore, proxy: Proxy
 ) -> None:
     await distant.persist(LEG_DAY, [(1, CREATED)])
-    proxy.hold()
+    proxy.black_hole()
     async with asyncio.timeout(DEADLINE_S):
         for asked in (distant.persist(LEG_DAY, moved({2: b"a"})), distant.last(LEG_DAY)):
             with pytest.raises(Unavailable):
                 await asked
-    proxy.release()
+    proxy.heal()
     await recovered(distant)
     assert await distant.persist(LEG_DAY, moved({2: b"a", 3: b"b"})) == 3
     assert await stored(store) == [b"created", b"a", b"b"]
