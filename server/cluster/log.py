@@ -404,8 +404,8 @@ def _head(found: list[bytes]) -> Head:
 
 
 def _record(id_: bytes, fields: Mapping[bytes, bytes]) -> Record:
-    """An entry of a stream. Of one that nobody of ours has written, something that cannot be opened:
-    it is for who opens records to say so."""
+    """An entry of a stream. Of one that none of us has written, something that cannot be opened: it
+    is for who opens records to say so."""
     n = fields.get(b"n", b"")
     return Record(
         int(id_.partition(b"-")[0]),
