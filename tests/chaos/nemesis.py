@@ -25,9 +25,9 @@ And these come alone, with nothing but the load:
 - **Emptying** Redis (and with it the record books: what was won in the last moments may be won once
   more, see `World.has_lost_books`), by `FLUSHALL` or a restart without its file: from the moment
   MongoDB has what instances that died had appended, until every instance is well again and MongoDB
-  has what they brought back. An instance that is frozen or cut off meanwhile would not lose anything acked, but
-  an op that it has carried out without saying so is sent again elsewhere, where nobody can know of
-  it any more.
+  has what they brought back. An instance that is frozen or cut off meanwhile would not lose
+  anything acked, but an op that it has carried out without saying so is sent again elsewhere, where
+  nobody can know of it any more.
 - **A rolling restart**, because every instance must end well: exit code 0, and ready again.
 """
 

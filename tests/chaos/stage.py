@@ -146,6 +146,8 @@ async def check_last_race(cast: Cast) -> None:
     """All lift the same, more than ever before, at the same time: one wins each record."""
     ops = [racer.lift(1_500) for racer in cast.racers]
     await asyncio.gather(*(r.send([op]) for r, op in zip(cast.racers, ops, strict=True)))
+    if any(op.answer is not None and op.answer["durability"] == "local" for op in ops):
+        return  # Redis was slow: what is won is known when it has been appended
     won = Counter(
         record["type"] for op in ops if op.answer is not None for record in op.answer["records"]
     )
