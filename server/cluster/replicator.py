@@ -540,9 +540,11 @@ class Replicator:
             return hosted.pos
         if pos > hosted.pos + 1:
             async for record in self._read_on(hosted.doc, hosted.pos):
-                if record.pos >= pos:
+                if record.pos >= pos or record.pos > hosted.pos + 1:
                     break
                 self._take(hosted, record)
+            if hosted.pos + 1 < pos:
+                self._give_up(hosted, "gap")  # trimmed: what is between is in MongoDB alone
         hosted.pos = max(hosted.pos, pos)
         self._hold(hosted, held._replace(pos=pos))
         self._unmoved.add(hosted.doc)
