@@ -7,43 +7,46 @@ Everything that is built, installed or written goes to `.bench/` in the project'
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
 import platform
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import updates
-from server.replay.devices import EventClient
+from benchmarks import cluster, updates
+from benchmarks.load import FLEET, Y_SOCKET_IO, Result, build, our_options, run_load
+from benchmarks.servers import (
+    HERE,
+    OUT,
+    ROOT,
+    create_workouts,
+    free_port,
+    our_environment,
+    pinned,
+    running,
+    say,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-HERE = ROOT / "benchmarks"
-OUT = ROOT / ".bench"
-LOADGEN = OUT / "loadgen"
-FLEET, SEED = OUT / "fleet.upd", OUT / "seed.upd"
+SEED = OUT / "seed.upd"
 
 OURS = "repsync"
+CLUSTER = "W8"
+"""The workload that has rows of its own: no peer runs as several instances."""
 SEED_SETS = 300
-START_TIMEOUT_S = 30.0
 MAX_P99_MS = 250.0
 """Above this, a rate is too high (W4)."""
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,6 @@ class Peer:
     """What its version is looked up by."""
     options: tuple[str, ...]
 
-
-Y_SOCKET_IO = (
-    *("--dialect", "sio"),
-    *("--namespace-template", "/yjs|{room}"),
-    *("--join-event", "sync-step-1", "--join-arg-template", "{bin}", "--join-wait", "ack"),
-    *("--update-event", "sync-update", "--update-args-template", "{bin}"),
-    *("--deliver-event", "sync-update"),
-)
 
 PEERS = {
     "hocuspocus": Peer(
@@ -155,6 +150,15 @@ WORKLOADS = {
         ("--inflight", "2000"),
         ("connect_s", "connect_cpu_s", "connect_p50_ms", "loop_lag_ms"),
     ),
+    CLUSTER: Workload(
+        "as W1, each room at one of three instances or at two",
+        *(40, 25, 400, 12, 4),
+        (Target("p50_ratio", 2), Target("p99_ratio", 3), Target("idle_pct", 1)),
+        columns=(
+            *("p50_ms", "p99_ms", "p50_ratio", "p99_ratio", "first_us_per_deliv"),
+            *("second_us_per_deliv", "redis_us_per_update", "redis_bytes_per_update", "idle_pct"),
+        ),
+    ),
 }
 
 COLUMNS = {
@@ -168,31 +172,17 @@ COLUMNS = {
     "connect_cpu_s": "CPU s",
     "connect_p50_ms": "join p50 ms",
     "loop_lag_ms": "longest stall ms",
+    "p50_ratio": "p50 × one instance",
+    "p99_ratio": "p99 × one instance",
+    "first_us_per_deliv": "first: CPU µs/delivery",
+    "second_us_per_deliv": "second: CPU µs/delivery",
+    "redis_us_per_update": "Redis CPU µs/update",
+    "redis_bytes_per_update": "Redis bytes/update",
+    "idle_pct": "idle instance % of a core",
 }
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # -- what must be there --------------------------------------------------------------------------
-
-
-def build() -> bool:
-    """Compile the load generator. Returns: whether there is one."""
-    if sys.platform != "linux":
-        say("the load generator needs Linux (epoll): nothing is measured")
-        return False
-    source = HERE / "loadgen.c"
-    if LOADGEN.exists() and LOADGEN.stat().st_mtime > source.stat().st_mtime:
-        return True
-    if shutil.which("gcc") is None:
-        say("gcc was not found, and there is no load without its generator: nothing is measured")
-        return False
-    built = subprocess.run(["gcc", "-O2", "-o", str(LOADGEN), str(source)], check=False)
-    if built.returncode:
-        say("loadgen.c cannot be compiled (it needs glibc 2.35 or newer): nothing is measured")
-    return built.returncode == 0
 
 
 def installed(names: Sequence[str]) -> list[str]:
@@ -221,14 +211,6 @@ def _install(name: str) -> bool:
     return True
 
 
-def pinned(index: int) -> list[str]:
-    """What keeps a process on one core: the server on the first, the load on the second."""
-    cores = sorted(os.sched_getaffinity(0))
-    if shutil.which("taskset") is None or len(cores) < 2:
-        return []
-    return ["taskset", "-c", str(cores[index])]
-
-
 def versions(names: Sequence[str]) -> dict[str, str]:
     found = {"python": platform.python_version(), "kernel": platform.release()}
     if names:
@@ -242,7 +224,7 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-# -- servers -------------------------------------------------------------------------------------
+# -- our documents -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -253,103 +235,12 @@ class Documents:
     token: str = field(repr=False)
 
 
-def our_environment(data: Path, port: int) -> dict[str, str]:
-    return {
-        **os.environ,
-        "DATA_DIR": str(data),
-        "PORT": str(port),
-        "LOG_LEVEL": "WARNING",
-        # The whole fleet is one user, and one client makes all documents.
-        "MAX_SESSIONS_PER_USER": "20000",
-        "MAX_USER_EVENTS_PER_S": "1000000",
-        "MAX_USER_EVENTS_BURST": "1000000",
-        "MAX_USER_BYTES_PER_S": "1000000000",
-        "MAX_USER_BYTES_BURST": "1000000000",
-        "MAX_EVENTS_PER_S": "100000",
-        "MAX_ROOMS_PER_CONNECTION": "20000",
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def running(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str], port: int, name: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A server on the first core, for as long as the block runs."""
-    with (OUT / f"log.{name}").open("wb") as log:
-        server = subprocess.Popen(
-            [*pinned(0), *command], cwd=folder, env=dict(environment), stdout=log, stderr=log
-        )
-        try:
-            _wait_until_it_listens(server, port, name)
-            yield server
-        finally:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-
-
-def _wait_until_it_listens(server: subprocess.Popen[bytes], port: int, name: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise RuntimeError(f"{name} did not start; see {OUT / f'log.{name}'}")
-
-
 def make_documents(folder: Path, count: int) -> Documents:
-    """Create the workouts room-0, room-1, ... with their exercises, through the server itself."""
+    """Create the workouts room-0, room-1, ... in a data folder, through the server itself."""
     port = free_port()
     environment = our_environment(folder, port)
     with running([sys.executable, "-m", "server"], ROOT, environment, port, "documents"):
-        signed = subprocess.run(
-            [sys.executable, "-m", "server", "token", "--user", updates.USER],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        token = signed.stdout.strip()
-        asyncio.run(_create(f"http://127.0.0.1:{port}", token, count))
-    return Documents(folder, token)
-
-
-async def _create(url: str, token: str, count: int) -> None:
-    client = await EventClient(url, token).connect()
-    at_once = asyncio.Semaphore(50)
-
-    async def create(number: int) -> None:
-        workout_id = f"room-{number}"
-        async with at_once:
-            await client.do("workout:create", {"workout_id": workout_id, "mode": "group"})
-            for exercise in updates.EXERCISES:
-                await client.do(
-                    "workout:exercise:add",
-                    {
-                        "workout_id": workout_id,
-                        "exercise_id": exercise,
-                        "exercise": {"name": exercise.replace("-", " ")},
-                    },
-                )
-
-    try:
-        await asyncio.gather(*(create(number) for number in range(count)))
-    finally:
-        await client.close()
+        return Documents(folder, create_workouts(port, environment, count))
 
 
 # -- one run -------------------------------------------------------------------------------------
@@ -374,11 +265,7 @@ def measure(
             environment = {**our_environment(data, port), **(profile or {})}
             serve = ["-m", "server"] if profile is None else [str(HERE / "profiled.py")]
             command, folder = [sys.executable, *serve], ROOT
-            options = (
-                *Y_SOCKET_IO,
-                *("--auth", json.dumps({"token": documents.token}, separators=(",", ":"))),
-                *("--room-template", "workout:room-%d"),
-            )
+            options = our_options(documents.token)
         else:
             peer = PEERS[name]
             folder, options = OUT / "peers" / peer.folder, peer.options
@@ -387,23 +274,17 @@ def measure(
         server = stack.enter_context(running(command, folder, environment, port, name))
         time.sleep(1)  # let it settle after its start
         load = [
-            *(*pinned(1), str(LOADGEN), "--label", name, "--port", str(port)),
-            *("--pid", str(server.pid), "--notify", "0" if profile is None else "1"),
-            *("--updates", str(FLEET), *options),
+            *("--label", name, "--port", str(port), "--pid", str(server.pid), *options),
+            *(() if profile is None else ("--notify", str(server.pid))),
             *("--rooms", str(workload.rooms), "--members", str(workload.members)),
             *("--rate", str(rate), "--duration", str(duration_s), *workload.options),
         ]
-        done = subprocess.run(load, capture_output=True, text=True, timeout=300, check=False)
+        result = run_load(load)
         stall_s = metric(port, "repsync_event_loop_lag_seconds") if name == OURS else None
         if server.poll() is not None:
             say(f"{name} ended during the run; see {OUT / f'log.{name}'}")
-    if not done.stdout.startswith("{"):
-        return {"label": name, "error": done.stderr.strip()[-500:] or "no result"}
-    result: Result = json.loads(done.stdout)
-    if stall_s is not None:
+    if stall_s is not None and "error" not in result:
         result["loop_lag_ms"] = round(stall_s * 1_000, 1)
-    if complaint := fault_in(result):
-        result["fault"] = f"{complaint} {done.stderr.strip()[-300:]}".strip()
     return result
 
 
@@ -413,18 +294,6 @@ def metric(port: int, name: str) -> float | None:
         for line in response.read().decode().splitlines():
             if line.startswith(f"{name} "):
                 return float(line.split()[1])
-    return None
-
-
-def fault_in(result: Result) -> str | None:
-    """Why a run is no measurement: something did not arrive, or somebody was thrown out."""
-    if result["ready"] < result["conns"]:
-        return f"only {result['ready']} of {result['conns']} clients joined"
-    if result["delivered"] != result["expected"]:
-        return f"{result['delivered']} of {result['expected']} deliveries"
-    for key in ("gaps", "dups", "proto_err", "closed"):
-        if result[key]:
-            return f"{key}: {result[key]}"
     return None
 
 
@@ -459,6 +328,9 @@ class Bench:
 
     def run_all(self) -> None:
         for code in self._arguments.workloads:
+            if code == CLUSTER:
+                self._run_cluster()
+                continue
             if WORKLOADS[code].is_search:
                 for name in self._names:
                     self._keep(code, name, self._search(code, name))
@@ -466,6 +338,22 @@ class Bench:
             for number in range(self._arguments.runs):
                 for name in self._names:
                     self._keep(code, name, self._once(code, name), number)
+
+    def _run_cluster(self) -> None:
+        if missing := cluster.missing():
+            say(f"{CLUSTER} is skipped: {missing}")
+            return
+        say(f"{CLUSTER}: {cluster.described()}")
+        workload = WORKLOADS[CLUSTER]
+        for number in range(self._arguments.runs):
+            round_ = cluster.measure(
+                rooms=workload.rooms,
+                members=workload.members,
+                rate=workload.rate,
+                duration_s=duration(self._arguments, workload),
+            )
+            for name, result in round_.items():
+                self._keep(CLUSTER, name, result, number)
 
     def _once(self, code: str, name: str, rate: int | None = None) -> Result:
         workload = WORKLOADS[code]
@@ -526,7 +414,7 @@ class Bench:
             lines += ["", f"**{code}**: {workload.title}", ""]
             lines.append("| | " + " | ".join(COLUMNS[key] for key in keys) + " |")
             lines.append("|---|" + "---|" * len(keys))
-            for name in self._names:
+            for name in cluster.ROWS if code == CLUSTER else self._names:
                 cells = [self._cell(code, name, key) for key in keys]
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
             lines.append("")
@@ -544,7 +432,7 @@ class Bench:
 
     def _verdict(self, code: str, target: Target) -> str:
         what = COLUMNS[target.key]
-        ours = self.median(code, OURS, target.key)
+        ours = self.median(code, cluster.SPREAD if code == CLUSTER else OURS, target.key)
         peers = {
             name: value
             for name in self._names
@@ -566,7 +454,7 @@ class Bench:
         """Where our CPU time goes, by thread and by function, in runs of their own."""
         for code in self._arguments.workloads:
             workload = WORKLOADS[code]
-            if not workload.rate:
+            if not workload.rate or code == CLUSTER:
                 continue
             path = OUT / f"profile.{code}.json"
             for functions in ("0", "1"):

@@ -13,6 +13,10 @@
  * writer, wherever it lies in the bytes: a server that merges updates is counted correctly.
  * Gaps and duplicates are breaks of the sequence of one writer at one receiver.
  *
+ * With more than one port the members of each room are spread over them, in turn: those are
+ * instances of one service. What came from a writer at one port to a member at another is counted
+ * once more by itself (`cross`).
+ *
  * Latency runs from the moment at which the update was due to be sent, not from when it was sent
  * (open loop): a server that makes the generator wait is not let off.
  *
@@ -63,15 +67,15 @@ typedef struct {
 } conn;
 
 /* ---- options, see main() ---- */
-static int dialect = SIO, port = 5000, rooms = 40, members = 25, writers = 0, inflight = 100,
-           stall = 0, lead = 0, notify = 0, join_wait_ack = 1, update_ack = 0, need_state = 0, verbose = 0;
+static int dialect = SIO, rooms = 40, members = 25, writers = 0, inflight = 100,
+           stall = 0, lead = 0, join_wait_ack = 1, update_ack = 0, need_state = 0, verbose = 0;
 static double rate = 0, duration = 10, drain = 5, seed_wait = 3, settle = 1;
 static const char *host = "127.0.0.1", *path = NULL, *auth_t = "", *join_ev = "join",
                   *join_args = "\"{room}\"", *join_wait_ev = NULL, *update_ev = "update",
                   *update_args = "\"{room}\",{bin}", *deliver_ev = NULL, *ns_t = "",
                   *room_t = "room-%d", *token = "token", *updates_f = NULL, *seed_f = NULL,
                   *label = "", *header = "";
-static int pids[16], npids;
+static int ports[16] = {5000}, nports = 1, pids[16], npids, told[16], ntold;
 
 /* ---- payload: the updates of every writer, by writer and sequence number ---- */
 typedef struct {
@@ -90,14 +94,15 @@ static u64 t0, interval_ns;
 static int running;
 static u64 n_sent, n_expect, n_deliv, n_echo, n_frames, n_bytes, n_gap, n_dup, n_unknown, n_proto,
     n_ack, n_closed, n_inwin, n_err, n_statebytes;
-static u64 t_last;
+static u64 t_last, n_port_deliv[16], n_cross;
 static double lag_max_us;
 static u64 t_end;
 static int n_ready, n_inflight;
-/* Histograms with a bucket for each microsecond: delivery, ack and connect times. */
+/* Histograms with a bucket for each microsecond: delivery, ack, delivery across
+ * ports and connect times. */
 #define HB 20000000u
-static u32 *hist, *ahist;
-static u64 hmax, amax;
+static u32 *hist, *ahist, *xhist;
+static u64 hmax, amax, xmax;
 static u32 *chist;
 static u64 cmax;
 
@@ -114,6 +119,13 @@ static void die(const char *f, ...) {
   va_end(a);
   fputc('\n', stderr);
   exit(2);
+}
+
+/* Numbers with commas between them. Returns: how many. */
+static int numbers(char *text, int *o) {
+  int n = 0;
+  for (char *t = strtok(text, ","); t && n < 16; t = strtok(NULL, ",")) o[n++] = atoi(t);
+  return n;
 }
 
 /* Add one time to a histogram. */
@@ -216,6 +228,11 @@ static void varuint(buf *o, u32 v) {
 
 static void roomname(conn *c, char *o, size_t n) {
   snprintf(o, n, room_t, c->room);
+}
+
+/* Which of the ports a member is at. */
+static int port_of(int member) {
+  return member % nports;
 }
 
 /* Write a template with its places filled in; keepbin leaves {bin} to the caller. */
@@ -556,6 +573,11 @@ static void scan(conn *c, const u8 *p, u32 n, u64 now, int kind) {
     t_last = now;
     if (now <= t_end) n_inwin++;
     rec(hist, &hmax, now - (t0 + k * interval_ns));
+    n_port_deliv[port_of(c->member)]++;
+    if (port_of(w) != port_of(c->member)) {
+      n_cross++;
+      rec(xhist, &xmax, now - (t0 + k * interval_ns));
+    }
   }
   if (any) {
     n_frames++;
@@ -856,7 +878,7 @@ static void start_http(conn *c) {
       h, sizeof h,
       " HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: "
       "dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n",
-      host, port);
+      host, ports[port_of(c->member)]);
   puts_(&b, h);
   if (*header) {
     expand(&b, header, c, 0, 0);
@@ -943,7 +965,7 @@ static void open_conn(conn *c) {
   if (c->fd < 0) die("socket: %s (raise ulimit -n)", strerror(errno));
   int one = 1;
   setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(ports[port_of(c->member)])};
   inet_pton(AF_INET, host, &a.sin_addr);
   c->state = CONNECTING;
   c->t_open = now_ns();
@@ -992,9 +1014,9 @@ static void pump(double sec) {
   while (now_ns() < e) poll_once(20000000);
 }
 
-/* Tell the measured processes that the load begins (SIGUSR1) or has ended (SIGUSR2). */
+/* Tell those who want to know that the load begins (SIGUSR1) or has ended (SIGUSR2). */
 static void tell(int number) {
-  for (int i = 0; notify && i < npids; i++) kill(pids[i], number);
+  for (int i = 0; i < ntold; i++) kill(told[i], number);
 }
 
 int main(int ac, char **av) {
@@ -1045,7 +1067,7 @@ int main(int ac, char **av) {
                                                  : (die("dialect?"), 0);
       break;
     case 'h': host = optarg; break;
-    case 'p': port = atoi(optarg); break;
+    case 'p': nports = numbers(optarg, ports); break;
     case 'P': path = optarg; break;
     case 'r': rooms = atoi(optarg); break;
     case 'm': members = atoi(optarg); break;
@@ -1082,11 +1104,8 @@ int main(int ac, char **av) {
     case 20: verbose = atoi(optarg); break;
     case 21: lead = atoi(optarg); break;
     case 22: ns_t = optarg; break;
-    case 23: notify = atoi(optarg); break;
-    case 14:
-      for (char *t = strtok(optarg, ","); t; t = strtok(NULL, ","))
-        if (npids < 16) pids[npids++] = atoi(t);
-      break;
+    case 23: ntold = numbers(optarg, told); break;
+    case 14: npids = numbers(optarg, pids); break;
     default: exit(2);
     }
   if (!deliver_ev) deliver_ev = update_ev;
@@ -1111,6 +1130,7 @@ int main(int ac, char **av) {
   RB = malloc(RBN);
   hist = calloc(HB, 4);
   ahist = calloc(HB, 4);
+  xhist = calloc(HB, 4);
   chist = calloc(HB, 4);
   ep = epoll_create1(0);
   for (int i = 0; i < NT; i++) {
@@ -1226,6 +1246,12 @@ int main(int ac, char **av) {
   if (update_ack)
     printf(",\"ack_p50_ms\":%.2f,\"ack_p99_ms\":%.2f,\"ack_max_ms\":%.1f", pct(ahist, .5),
            pct(ahist, .99), amax / 1000.0);
-  printf("}\n");
+  if (nports > 1) {
+    printf(",\"cross\":%lu,\"cross_p50_ms\":%.2f,\"cross_p99_ms\":%.2f", n_cross,
+           pct(xhist, .5), pct(xhist, .99));
+  }
+  printf(",\"port_delivered\":[");
+  for (int i = 0; i < nports; i++) printf("%s%lu", i ? "," : "", n_port_deliv[i]);
+  printf("]}\n");
   return n_ready < NC;
 }
