@@ -613,12 +613,9 @@ class RoomHub:
         live = self._rooms.get(doc)
         return live.elsewhere.sockets_on(instance) if live is not None else ()
 
-    def instance_left(self, instance: str, doc: DocName | None = None) -> None:
-        """Another instance is gone, or has left one document alone, and all who were there."""
-        rooms = list(self._rooms.values()) if doc is None else [self._rooms.get(doc)]
-        for live in rooms:
-            if live is None:
-                continue
+    def instance_left(self, instance: str) -> None:
+        """Another instance is gone, and all who were there."""
+        for live in list(self._rooms.values()):
             for connection_id in live.elsewhere.sockets_on(instance):
                 self.guest_left(live.name, instance, connection_id)
             if told := live.presence.forget(instance):

@@ -320,12 +320,11 @@ class Room:
         scores: list[Score] = []
         before = self._head_view
         admission.check_counts(self._limits, before, delta)
-        if delta and self.name.kind is DocKind.WORKOUT:
+        if delta:
             self._names[author.user_id] = author.name
-            events = workout.project(self.name.id, before, delta, self._names)
-            scores = workout.scores(before, delta)
-        elif delta:
-            events = template.project(self.name.id, before, delta)
+            events = self._project(before, delta)
+            if self.name.kind is DocKind.WORKOUT:
+                scores = workout.scores(before, delta)
         removed = [
             key for (root, key), value in delta.items() if root == "exercises" and value is GONE
         ]
@@ -415,10 +414,8 @@ class Room:
                 self._access_changes -= 1
                 told = self._set_members(change.entry.members)
                 events.extend(() if is_new else told)
-            for event in change.events if overtaken is None else ():
-                if event.set_id is not None:
-                    event.payload["is_pr"] = bool(won_by_change.get(event.set_id))
-                events.append(event)
+            if overtaken is None:
+                events += _with_awards(change.events, won_by_change)
         senders = {change.entry.author.connection_id for change in batch.changes if change.update}
         return Committed(
             self.name,
@@ -486,13 +483,7 @@ class Room:
             for key in items.keys() | before[root].keys()
             if items.get(key, GONE) != before[root].get(key, GONE)
         }
-        if self.name.kind is DocKind.WORKOUT:
-            events = workout.project(self.name.id, before, delta, self._names)
-        else:
-            events = template.project(self.name.id, before, delta)
-        for event in events:
-            if event.set_id is not None:
-                event.payload["is_pr"] = bool(self.awards.get(event.set_id))
+        events = self._told(before, delta, self.awards)
         return Committed(self.name, self.seq, None, None, events, True, False)
 
     def award(self, awards: Awards) -> None:
@@ -500,17 +491,20 @@ class Room:
         for set_id, won in awards.items():
             self.awards[set_id] = {**won, **self.awards.get(set_id, {})}
 
+    def _project(self, before: View, delta: Delta) -> list[DomainEvent]:
+        """The events that a change of `before` causes, without what they won."""
+        if self.name.kind is DocKind.WORKOUT:
+            return workout.project(self.name.id, before, delta, self._names)
+        return template.project(self.name.id, before, delta)
+
+    def _told(self, before: View, delta: Delta, awards: Awards) -> list[DomainEvent]:
+        return _with_awards(self._project(before, delta), awards)
+
     def _show(self, delta: Delta, awards: Awards) -> list[DomainEvent]:
         """Change the view. Returns: what there is to tell of that."""
         if not delta:
             return []
-        if self.name.kind is DocKind.WORKOUT:
-            events = workout.project(self.name.id, self._view, delta, self._names)
-        else:
-            events = template.project(self.name.id, self._view, delta)
-        for event in events:
-            if event.set_id is not None:
-                event.payload["is_pr"] = bool(awards.get(event.set_id))
+        events = self._told(self._view, delta, awards)
         apply_delta(self._view, delta)
         if self._listed_as is not None and any(root == "meta" for root, _ in delta):
             self._listed_as = self._summary_of(self._view)
@@ -592,6 +586,14 @@ class Room:
             if change.update is not None:
                 head.load(change.update)
         return head, head.read()
+
+
+def _with_awards(events: list[DomainEvent], awards: Awards) -> list[DomainEvent]:
+    """The same events, which say of each set whether it won a record."""
+    for event in events:
+        if event.set_id is not None:
+            event.payload["is_pr"] = bool(awards.get(event.set_id))
+    return events
 
 
 def _is_of_progress(delta: Delta) -> bool:
