@@ -13,7 +13,7 @@ from functools import partial
 from uuid import uuid4
 
 from crdt.ids import DocName
-from server.cluster.connection import AWAY, RedisUrlError, connect
+from server.cluster.connection import AWAY, connect
 from server.cluster.envelope import Sealer
 from server.cluster.log import RedisLog
 from server.cluster.mover import Mover, Worker
@@ -23,7 +23,6 @@ from server.cluster.tasks import end
 from server.settings import Settings
 from server.signals import until_stopped
 from server.storage.mongo import MongoStore
-from server.storage.port import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +35,8 @@ async def work(settings: Settings) -> int:
     """
     assert settings.redis_url is not None
     assert settings.mongodb_uri is not None
-    try:
-        redis = connect(settings.redis_url.get_secret_value())
-    except RedisUrlError as exc:
-        raise StorageError(str(exc)) from exc
-    secret = settings.bus_secret
-    sealer = Sealer(secret.get_secret_value().encode() if secret else None)
+    redis = connect(settings.redis_url.get_secret_value())
+    sealer = Sealer.configured(settings.bus_secret)
     store = MongoStore(settings.mongodb_uri.get_secret_value())
     redis_log = RedisLog(redis, settings.redis_prefix)
     name = f"worker-{uuid4().hex[:12]}"

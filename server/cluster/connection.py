@@ -34,6 +34,8 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from server.storage.port import StorageError
+
 T = TypeVar("T")
 
 Connection: TypeAlias = Redis | RedisCluster
@@ -45,7 +47,7 @@ SENTINEL_PORT = 26379
 REDIS_PORT = 6379
 
 
-class RedisUrlError(ValueError):
+class RedisUrlError(StorageError, ValueError):
     """The address of Redis cannot be read. The text does not repeat it: it may hold a password."""
 
 

@@ -10,6 +10,7 @@ import hmac
 from typing import NamedTuple
 
 import msgpack
+from pydantic import SecretStr
 
 PLAIN, AUTHENTICATED = b"\x00", b"\x01"
 MAC_BYTES = 16
@@ -37,6 +38,11 @@ class Sealer:
         if secret is not None and not secret:
             raise ValueError("an empty secret proves nothing")
         self._secret = secret
+
+    @classmethod
+    def configured(cls, secret: SecretStr | None) -> Sealer:
+        """One with `BUS_SECRET`, if that is set."""
+        return cls(secret.get_secret_value().encode() if secret else None)
 
     def seal(self, payload: bytes, context: bytes = b"") -> bytes:
         """Seal `payload`. `context` is authenticated and not carried: who opens it must know it."""

@@ -28,13 +28,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from crdt.access import Member
 from crdt.errors import Conflict, NotFound, Outdated, Unavailable
-from crdt.ids import DocName, UserId
+from crdt.ids import DocName
 from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
 from crdt.records import Award
 from server.cluster.books import Books
-from server.cluster.bus import Bus
+from server.cluster.bus import Bus, explain
 from server.cluster.connection import AWAY
 from server.cluster.envelope import Sealer, Update
 from server.cluster.log import (
@@ -48,7 +47,13 @@ from server.cluster.log import (
     Unfounded,
 )
 from server.cluster.mover import Mover
-from server.cluster.record import open_record, seal_record
+from server.cluster.record import (
+    answers_in,
+    foreign_of,
+    open_record,
+    seal_record,
+    with_records,
+)
 from server.cluster.tasks import end
 from server.storage import mongo_log
 from server.storage.mongo import Last, MongoStore
@@ -125,8 +130,6 @@ class _Hosted:
     """Redis was away: what is appended goes to the spool until this is healed."""
     is_given_up: bool = False
     """The room lacks something of what stands before `pos`, and is being read again."""
-    is_released: bool = False
-    """Nobody has it open here any more."""
     arriving: list[Update] | None = None
     """What the channel brings while the document is being read."""
 
@@ -171,6 +174,7 @@ class Replicator:
         self._why_away: str | None = None
         self._unmoved: set[DocName] = set()
         """Written to since the workers were told last."""
+        self._has_unmoved = asyncio.Event()
         self._wake = asyncio.Event()
         self._announcing: asyncio.Task[None] | None = None
         self._healing: asyncio.Task[None] | None = None
@@ -292,10 +296,10 @@ class Replicator:
             if not before.is_given_up:
                 hosted.epoch, hosted.pos, hosted.is_unsure = before.epoch, before.pos, True
             foreign = [
-                _foreign(open_record(self._sealer, hosted.doc, Record(*held)), held.pos)
+                foreign_of(open_record(self._sealer, hosted.doc, Record(*held)), held.pos)
                 for held in before.tail
             ]
-            loaded = _with(replace(loaded, seq=hosted.pos), foreign)
+            loaded = with_records(replace(loaded, seq=hosted.pos), foreign)
             hosted.tail, hosted.tail_bytes = before.tail, before.tail_bytes
             self._tails_bytes += hosted.tail_bytes
         spooled = await self._spool.first(hosted.doc, limit=max(1, self._spool.count))
@@ -339,7 +343,7 @@ class Replicator:
                     foreign.append(self._keep(hosted, _record(update)))
                 elif update.epoch != hosted.epoch or update.pos > hosted.pos:
                     self._chore(self._fill_in(hosted))
-            loaded = _with(replace(loaded, seq=hosted.pos), foreign)
+            loaded = with_records(replace(loaded, seq=hosted.pos), foreign)
             return self._with_spooled(hosted, loaded, spooled)
         raise Unavailable(f"{doc} changes too fast to be read", retry_after_ms=500)
 
@@ -360,12 +364,12 @@ class Replicator:
         drafts = [mongo_log.unpack(one.record) for one in spooled]
         hosted.local = len(drafts)
         for draft in drafts:
-            hosted.answers.update(_answers(draft))
-        foreign = [_foreign(draft, hosted.pos + at) for at, draft in enumerate(drafts, 1)]
+            hosted.answers.update(answers_in(draft))
+        foreign = [foreign_of(draft, hosted.pos + at) for at, draft in enumerate(drafts, 1)]
         if spooled:
             hosted.is_behind = True  # nothing may overtake them
             self._wake.set()
-        return _with(loaded, foreign)
+        return with_records(loaded, foreign)
 
     def release(self, doc: DocName) -> None:
         """Hand out nothing more of this document. What is not known to be in MongoDB is kept until
@@ -374,7 +378,6 @@ class Replicator:
         if hosted is None:
             return
         if hosted.tail:
-            hosted.is_released = True
             self._chore(self._linger(hosted))
         else:
             self._displace(hosted)
@@ -469,12 +472,12 @@ class Replicator:
         except AWAY as exc:
             self.went_away(exc)
             return None, None
-        expected = _stored(hosted.pos + 1, by_entry)
+        expected = mongo_log.stored_at(hosted.pos + 1, by_entry)
         draft = mongo_log.draft(batch, by_entry, expected, hosted.listed_at)
         data = seal_record(self._sealer, doc, self._origin, n, draft)
         guards = {} if batch.status_seen is None else {"status": batch.status_seen}
         held = _Held(0, self._origin, n, data)
-        answers = _answers(draft)
+        answers = answers_in(draft)
         try:
             try:
                 pos = await self._put(
@@ -502,7 +505,7 @@ class Replicator:
             raise NotFound(f"there is no {doc}") from exc
         except (Repeated, Outpaced) as exc:
             raise Outdated("another instance was faster") from exc
-        stored = _stored(pos, by_entry)
+        stored = mongo_log.stored_at(pos, by_entry)
         hosted.given |= _prizes(stored.awards)
         return stored, by_entry
 
@@ -548,6 +551,7 @@ class Replicator:
         hosted.pos = max(hosted.pos, pos)
         self._hold(hosted, held._replace(pos=pos))
         self._unmoved.add(hosted.doc)
+        self._has_unmoved.set()
         return pos
 
     async def _append_local(
@@ -563,13 +567,15 @@ class Replicator:
             raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
         if by_entry is None:
             by_entry = [() for _ in batch.entries]
-        stored = _stored(hosted.pos + hosted.local + 1, by_entry)._replace(durability="local")
+        stored = mongo_log.stored_at(hosted.pos + hosted.local + 1, by_entry)._replace(
+            durability="local"
+        )
         draft = mongo_log.draft(batch, by_entry, stored, hosted.listed_at)
         await self._spool.append(hosted.doc, self._origin, n, mongo_log.pack(draft))
         hosted.local += 1
         hosted.is_behind = True
         hosted.given |= _prizes(stored.awards)
-        hosted.answers.update(_answers(draft))
+        hosted.answers.update(answers_in(draft))
         self._wake.set()
         return stored
 
@@ -625,7 +631,7 @@ class Replicator:
             self._inlet.foreign(hosted.doc, [foreign])
 
     def _keep(self, hosted: _Hosted, record: Record) -> Foreign:
-        foreign = _foreign(open_record(self._sealer, hosted.doc, record), record.pos)
+        foreign = foreign_of(open_record(self._sealer, hosted.doc, record), record.pos)
         hosted.given |= _prizes(foreign.awards)
         hosted.pos = max(hosted.pos, record.pos)
         self._hold(hosted, _Held(*record))
@@ -692,13 +698,18 @@ class Replicator:
             self._inlet.renumbered(hosted.doc, hosted.pos)
         return True
 
+    async def _put_late(self, hosted: _Hosted, held: _Held, draft: Mapping[str, Any]) -> None:
+        """Append a record that was acked before. It goes in even if its operation was carried out
+        elsewhere since, while neither knew of the other; what that was answered stands."""
+        try:
+            await self._put(hosted, held, answers=answers_in(draft))
+        except Repeated:
+            await self._put(hosted, held)
+
     async def _put_again(self, hosted: _Hosted, held: _Held) -> None:
         """Append a record of another epoch."""
         draft = open_record(self._sealer, hosted.doc, Record(*held))
-        try:
-            await self._put(hosted, held, answers=_answers(draft))
-        except Repeated:
-            await self._put(hosted, held)
+        await self._put_late(hosted, held, draft)
         if draft.get("scores"):  # the books are gone as well; what was won is in the record
             scored = [mongo_log.scored_by(draft)]
             await self._books.judge(str(hosted.doc), scored, origin=held.origin)
@@ -911,17 +922,12 @@ class Replicator:
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
                 data = seal_record(self._sealer, hosted.doc, one.origin, one.n, draft)
-                held = _Held(0, one.origin, one.n, data)
-                try:
-                    await self._put(hosted, held, answers=_answers(draft))
-                except Repeated:
-                    # Carried out here and elsewhere, while neither knew of the other.
-                    await self._put(hosted, held)
+                await self._put_late(hosted, _Held(0, one.origin, one.n, data), draft)
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
                 if awards and self._inlet is not None:
                     self._inlet.awarded(hosted.doc, mongo_log.by_set(awards))
-                for key in _answers(draft):
+                for key in answers_in(draft):
                     hosted.answers.pop(key, None)
 
     async def _judge_late(
@@ -937,14 +943,15 @@ class Replicator:
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""
         while True:
+            await self._has_unmoved.wait()
             await asyncio.sleep(ANNOUNCE_EVERY_S)
             docs, self._unmoved = self._unmoved, set()
-            if not docs:
-                continue
             try:
                 await self._log.announce(docs)
             except AWAY:
                 self._unmoved |= docs
+            if not self._unmoved:
+                self._has_unmoved.clear()
 
     def _chore(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -961,70 +968,10 @@ def _record(update: Update) -> Record:
     return Record(update.pos, update.origin, update.n, update.record)
 
 
-def _stored(pos: int, by_entry: Sequence[Sequence[Award]]) -> Stored:
-    every = [award for won in by_entry for award in won]
-    return Stored(pos, mongo_log.by_set(every), [mongo_log.by_set(won) for won in by_entry])
-
-
 def _prizes(awards: Awards) -> set[tuple[str, str]]:
     return {(set_id, type_) for set_id, won in awards.items() for type_ in won}
 
 
-def _answers(draft: Mapping[str, Any]) -> dict[str, bytes]:
-    """The answers in a record, by the keys under which they are asked for."""
-    return {
-        mongo_log.key(entry["user_id"], entry["op_id"]): entry["answer"].encode()
-        for entry in draft["entries"]
-        if "answer" in entry
-    }
-
-
-def _foreign(draft: Mapping[str, Any], pos: int) -> Foreign:
-    return Foreign(
-        pos,
-        draft.get("yjs"),
-        {UserId(e["user_id"]): e["name"] for e in draft["entries"] if e.get("name")},
-        mongo_log.members_of(draft),
-        mongo_log.client_ids_of(draft),
-        mongo_log.removed_exercises_of(draft),
-        mongo_log.awards_of(draft),
-    )
-
-
-def _with(loaded: Loaded, records: Sequence[Foreign]) -> Loaded:
-    """A document with what came after it was read."""
-    if not records:
-        return loaded
-    members: dict[UserId, Member] = dict(loaded.members)
-    awards = {set_id: dict(won) for set_id, won in loaded.awards.items()}
-    client_ids = dict(loaded.client_ids)
-    removed = set(loaded.removed_exercises)
-    for record in records:
-        for member in record.members:
-            if member.role:
-                members[member.user_id] = member
-            else:
-                members.pop(member.user_id, None)
-        for set_id, won in record.awards.items():
-            awards[set_id] = {**won, **awards.get(set_id, {})}
-        for client_id, user_id in record.client_ids:
-            client_ids.setdefault(client_id, user_id)
-        removed.update(record.removed_exercises)
-    return replace(
-        loaded,
-        updates=[*loaded.updates, *(r.update for r in records if r.update is not None)],
-        seq=max(loaded.seq, records[-1].seq),
-        members=members,
-        awards=awards,
-        client_ids=client_ids,
-        removed_exercises=removed,
-    )
-
-
 def _explain(exc: BaseException) -> str:
     """Why, without a word of hosts and names: /health shows it to anybody."""
-    if isinstance(exc, TimeoutError) or type(exc).__name__ == "TimeoutError":
-        return "Redis did not answer in time"
-    if isinstance(exc, Unavailable):
-        return str(exc)
-    return f"Redis cannot be used ({type(exc).__name__})"
+    return str(exc) if isinstance(exc, Unavailable) else explain(exc)

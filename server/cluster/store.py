@@ -32,7 +32,7 @@ from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summar
 from crdt.revocations import Revocation
 from server.cluster.books import Book, Books, Prize, Row, Seed
 from server.cluster.bus import Bus
-from server.cluster.connection import AWAY, Connection, RedisUrlError, connect
+from server.cluster.connection import AWAY, Connection, connect
 from server.cluster.envelope import Malformed, Sealer, unpack_update
 from server.cluster.log import RedisLog
 from server.cluster.mover import Mover, Worker
@@ -44,7 +44,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.mongo import MongoStore
 from server.storage.mongo_log import key
-from server.storage.port import StorageError, StoreStats
+from server.storage.port import StoreStats
 from server.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -119,16 +119,11 @@ class ClusterStore:
         """Raises StorageError: an address is none."""
         assert settings.redis_url is not None
         assert settings.mongodb_uri is not None
-        try:
-            redis = connect(settings.redis_url.get_secret_value())
-        except RedisUrlError as exc:
-            raise StorageError(str(exc)) from exc
-        secret = settings.bus_secret
         return cls(
-            redis,
+            connect(settings.redis_url.get_secret_value()),
             MongoStore(settings.mongodb_uri.get_secret_value()),
             Spool(settings.data_dir, max_bytes=settings.spool_max_bytes),
-            Sealer(secret.get_secret_value().encode() if secret else None),
+            Sealer.configured(settings.bus_secret),
             prefix=settings.redis_prefix,
             instance=instance,
             embedded_worker=settings.embedded_worker,

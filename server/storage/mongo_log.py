@@ -178,7 +178,11 @@ def make_revocation(revocation: Revocation, entry: Entry, expires_ms: int) -> di
 
 def stored_as(batch: Append, head: Head, by_entry: Sequence[Sequence[Award]]) -> Stored:
     """What the caller is told of the record that comes after `head`."""
-    seq = head.seq + (batch.update is not None)
+    return stored_at(head.seq + (batch.update is not None), by_entry)
+
+
+def stored_at(seq: int, by_entry: Sequence[Sequence[Award]]) -> Stored:
+    """The outcome of an append at this position; `by_entry` are the awards that each entry won."""
     every = [award for won in by_entry for award in won]
     return Stored(seq, by_set(every), [by_set(won) for won in by_entry])
 
@@ -187,8 +191,7 @@ def answer_in(record: Record, user_id: UserId, op_id: str) -> Answer | None:
     """What a user's operation was answered, if it is one of this record's."""
     for entry in record["entries"]:
         if entry["user_id"] == user_id and entry["op_id"] == op_id and "answer" in entry:
-            answer: Answer = json.loads(entry["answer"])
-            return answer
+            return answer_of(entry["answer"])
     return None
 
 
@@ -335,8 +338,7 @@ def entries_of(record: Record) -> list[Entry]:
 
 def _kept(answer: str) -> Callable[[Stored], Answer]:
     def repeat(_: Stored) -> Answer:
-        kept: Answer = json.loads(answer)
-        return kept
+        return answer_of(answer)
 
     return repeat
 
@@ -435,7 +437,7 @@ def scored_by(record: Record) -> Entry:
     return entry._replace(op_id=None, answer=None, scores=scores)
 
 
-def answer_of(data: bytes) -> Answer:
+def answer_of(data: str | bytes) -> Answer:
     """An answer as it stands in a record."""
     answer: Answer = json.loads(data)
     return answer
