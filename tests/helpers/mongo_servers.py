@@ -21,6 +21,8 @@ from uuid import uuid4
 import pytest
 from pymongo import AsyncMongoClient
 
+from server.storage.mongo import MongoStore
+
 START_TIMEOUT_S = 30.0
 GIVEN = "REPSYNC_TEST_MONGODB_URI"
 
@@ -113,3 +115,14 @@ async def database_at(uri: str) -> AsyncIterator[str]:
     client: AsyncMongoClient[dict[str, object]] = AsyncMongoClient(uri, timeoutMS=10_000)
     await client.drop_database(name)
     await client.close()
+
+
+@asynccontextmanager
+async def opening(uri: str) -> AsyncIterator[MongoStore]:
+    """A store that is open as long as the block runs."""
+    store = MongoStore(uri)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()

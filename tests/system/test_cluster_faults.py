@@ -91,6 +91,20 @@ class Gym:
                 await phone.connect()
                 await phone.ask("workout:join", HERE)
 
+    async def until_refused(self) -> None:
+        """Log sets until no more are taken, and see how that is said."""
+        refused: dict[str, Any] = {}
+        for _ in range(1_000):
+            answer = await self.phones[0].ask("workout:set:complete", self.set())
+            if not answer["ok"]:
+                refused = answer["error"]
+                break
+            self.acked.append(answer["set_id"])
+        assert refused, f"{len(self.acked)} changes were taken"
+        assert refused["code"] == "unavailable"
+        assert refused["retry_after_ms"] > 0
+        assert await self.sets(0)  # reading goes on
+
     async def workout(self, at: int) -> dict[str, Any]:
         synced: dict[str, Any] = await self.phones[at].do("workout:sync", HERE)
         return synced["workout"]
@@ -659,17 +673,7 @@ async def test_a_spool_that_is_full_refuses_changes_and_says_when_to_come_back(
         gym = await opened(cluster)
         assert cluster.redis is not None
         cluster.redis.kill()
-        refused: dict[str, Any] = {}
-        for _ in range(1_000):
-            answer = await gym.phones[0].ask("workout:set:complete", gym.set())
-            if not answer["ok"]:
-                refused = answer["error"]
-                break
-            gym.acked.append(answer["set_id"])
-        assert refused, f"{len(gym.acked)} changes were taken"
-        assert refused["code"] == "unavailable"
-        assert refused["retry_after_ms"] > 0
-        assert await gym.sets(0)  # reading goes on
+        await gym.until_refused()
         await asyncio.to_thread(cluster.redis.start)
         await cluster.until_healthy(30)
         await gym.until_shared(0)
@@ -794,17 +798,7 @@ async def test_a_backlog_that_is_full_refuses_changes_and_drains(tmp_path: Path)
     async with running_cluster(tmp_path, env={**ROOMY, **MAX_BACKLOG}) as cluster:
         gym = await opened(cluster)
         cluster.mongo.kill()
-        refused: dict[str, Any] = {}
-        for _ in range(1_000):
-            answer = await gym.phones[0].ask("workout:set:complete", gym.set())
-            if not answer["ok"]:
-                refused = answer["error"]
-                break
-            gym.acked.append(answer["set_id"])
-        assert refused, f"{len(gym.acked)} changes were taken"
-        assert refused["code"] == "unavailable"
-        assert refused["retry_after_ms"] > 0
-        assert await gym.sets(0)  # reading goes on
+        await gym.until_refused()
         await asyncio.to_thread(cluster.mongo.start)
         await cluster.until_healthy(30)
 

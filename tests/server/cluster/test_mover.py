@@ -24,6 +24,7 @@ from server.cluster.mover import Mover, Worker
 from server.storage import mongo_log
 from server.storage.mongo import MongoStore
 from tests.contracts.update_store import OWNER, PULL_DAY, record
+from tests.helpers.mongo_servers import opening
 from tests.helpers.proxies import Proxy
 from tests.helpers.replicas import Peer, set_fields
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
@@ -92,16 +93,6 @@ class Instance:
         return await self.log.append(
             doc, data, epoch=epoch, origin=self.origin, n=self.n, creates=creates
         )
-
-
-@asynccontextmanager
-async def opening(uri: str) -> AsyncIterator[MongoStore]:
-    store = MongoStore(uri)
-    try:
-        await store.open()
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import itertools
 import random
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -52,22 +52,12 @@ from tests.contracts.update_store import (
     won,
 )
 from tests.helpers import mongo_servers
-from tests.helpers.mongo_servers import MongoProcess
+from tests.helpers.mongo_servers import MongoProcess, opening
 from tests.helpers.proxies import Proxy, proxied
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
 
 DEADLINE_S = 20.0
 Database = Any
-
-
-@asynccontextmanager
-async def opening(uri: str) -> AsyncIterator[MongoStore]:
-    store = MongoStore(uri)
-    try:
-        await store.open()
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.fixture
