@@ -17,17 +17,24 @@ from crdt import ids
 from crdt.access import Right, User
 from crdt.errors import Conflict, Forbidden, NotFound, RepSyncError
 from crdt.hub import RoomHub
-from crdt.ids import DocKind, DocName
+from crdt.ids import DocKind, DocName, UserId, is_text
 from crdt.live import LiveRoom
-from crdt.ports import Store
+from crdt.ports import Store, Training
+from crdt.progress import user_progress
+from crdt.records import RecordType
 from handlers.context import Context
 from handlers.registry import Payload, Registry
 
 registry = Registry()
 
-MAX_STREAM_CHARS = 300
+MAX_USER_CHARS = 200
+MAX_STREAM_CHARS = MAX_USER_CHARS + 100
 MIN_INTERVAL_S = 0.1
 HEALTH_INTERVAL_S = 2.0
+USER_INTERVAL_S = 1.0
+ELSEWHERE_INTERVAL_S = 5.0
+"""How often a user's progress is looked at for what was done on other instances."""
+WORKOUTS_SHOWN = 20
 ALERTS_KEPT = 50
 
 Value = Mapping[str, Any]
@@ -258,6 +265,85 @@ async def look_at_workout(sources: Sources, id_: str, since_s: float) -> Look:
         raise NotFound("there is no such workout")
     async with sources.hub.lease(ids.workout(id_), since_s=since_s) as live:
         return _WorkoutProgress(live)
+
+
+class WorkoutDone(BaseModel):
+    workout_id: str
+    title: str
+    status: str | None
+    started_at: int | None
+    ended_at: int | None
+    sets: int
+    volume_kg: float
+
+
+class StandingRecord(BaseModel):
+    value: float
+    workout_id: str
+    set_id: str
+
+
+class ProgressTotals(BaseModel):
+    workouts: int
+    sets: int
+    volume_kg: float
+
+
+class UserProgressValue(StreamValue):
+    """What one user has done, as far as the watcher may see it: the newest workouts, and by
+    exercise and type what the best set was. Counted are sets that can be a record."""
+
+    user_id: str
+    workouts: list[WorkoutDone]
+    records: dict[str, dict[RecordType, StandingRecord]]
+    totals: ProgressTotals
+
+
+@dataclass(frozen=True, slots=True)
+class _UserProgress:
+    """All of it is for the user and for admins, and what is in a workout that others may see for
+    those who may see it. A membership shows the workout, and not who did what elsewhere."""
+
+    store: Store
+    user_id: UserId
+    everything: Training
+
+    def view(self, user: User) -> View:
+        if user.id == self.user_id or user.role == "admin":
+            return None
+        circles = self.everything.circles & user.friends
+        if not circles and not self.everything.is_public:
+            raise Forbidden("there is nothing of theirs that you may see")
+        return circles
+
+    async def show(self, view: View) -> Value:
+        done = self.everything
+        if isinstance(view, frozenset):
+            done = await self.store.training(self.user_id, limit=WORKOUTS_SHOWN, circles=view)
+        return user_progress(self.user_id, done)
+
+
+def _these_users(live: LiveRoom, watched: Collection[str]) -> Collection[str]:
+    if live.name.kind is not DocKind.WORKOUT:
+        return []
+    return [id_ for id_ in watched if id_ in live.room.members]
+
+
+@STREAMS.on(
+    "user:<id>:progress",
+    "progress",
+    UserProgressValue,
+    interval_s=USER_INTERVAL_S,
+    every_s=ELSEWHERE_INTERVAL_S,
+    of_room=_these_users,
+    is_personal=True,
+)
+async def look_at_user(sources: Sources, id_: str, since_s: float) -> Look:
+    user_id = UserId(id_)
+    if not 0 < len(id_) <= MAX_USER_CHARS or not is_text(id_):
+        raise NotFound("there is no such user")
+    everything = await sources.store.training(user_id, limit=WORKOUTS_SHOWN)
+    return _UserProgress(sources.store, user_id, everything)
 
 
 # -- intents -------------------------------------------------------------------------------------

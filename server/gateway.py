@@ -25,14 +25,14 @@ from crdt.errors import (
     Unavailable,
 )
 from crdt.hub import RoomHub
-from crdt.ids import ConnectionId, DocName, UserId
+from crdt.ids import ConnectionId, DocName, UserId, is_text
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from handlers.context import Services
 from handlers.registry import Registry
 from server import limits
-from server.auth import Authenticator, Identity, is_text
+from server.auth import Authenticator, Identity
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
 from server.metrics import Metrics
 from server.sessions import Session

@@ -264,6 +264,7 @@ class StreamHub:
     def access_changed(self, doc: DocName) -> None:
         """Somebody who was allowed to see a document may be so no longer."""
         for stream in self._of_room(doc):
+            stream.is_stale |= stream.kind.is_personal
             self._check(stream)
 
     def _of_room(self, doc: DocName) -> list[_Stream]:
