@@ -18,11 +18,13 @@ from handlers import REGISTRY
 from handlers.context import Services
 from handlers.streams import Sources
 from server import http, http_rules, limits
+from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
+from server.sse import EventStreams
 from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import SocketAudience, StreamHub
@@ -49,6 +51,7 @@ class Parts:
     gateway: Gateway
     sockets: SocketServer
     streams: StreamHub
+    viewers: EventStreams
     health: Health
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
@@ -92,7 +95,15 @@ def create_app(settings: Settings) -> web.Application:
         cluster,
     )
     sources = Sources(hub, store, health=health.report, public_health=health.report)
-    streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of))
+    streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of), instance)
+    viewers = EventStreams(
+        gateway,
+        streams,
+        instance,
+        stall_timeout_s=settings.stall_timeout_s,
+        drain_spread_s=settings.drain_spread_s,
+        max_viewers=settings.max_connections,
+    )
     services = Services(
         hub,
         store,
@@ -103,7 +114,7 @@ def create_app(settings: Settings) -> web.Application:
         limits=limits.of_handlers(settings),
     )
     neighbours = None if cluster is None else cluster.neighbours
-    gateway.open(sockets, hub, services, streams, neighbours)
+    gateway.open(sockets, hub, services, streams, viewers, neighbours)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
     if cluster is not None:
         cluster.watch(metrics)
@@ -114,9 +125,11 @@ def create_app(settings: Settings) -> web.Application:
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, viewers, health, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
+    viewers.add_routes(app)
+    SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
@@ -180,7 +193,7 @@ async def _drain(app: web.Application) -> None:
     parts.sockets.drain()
     parts.gateway.announce_end()
     parts.streams.close()
-    await parts.hub.close()
+    await asyncio.gather(parts.viewers.drain(), parts.hub.close())
     await parts.sockets.close_all()
 
 

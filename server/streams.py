@@ -51,15 +51,25 @@ LINGER_S = 10.0
 class Update:
     """One value on its way to any number of watchers: encoded once."""
 
-    def __init__(self, stream: str, event: str, seq: int, body: str, now_ms: int) -> None:
+    def __init__(
+        self, stream: str, event: str, instance: str, seq: int, body: str, now_ms: int
+    ) -> None:
         self.stream = stream
         self.event = event
+        self.instance = instance
         self.seq = seq
         self.text = f'{body[:-1]},"seq":{seq},"server_time":{now_ms}}}'
 
     @cached_property
     def message(self) -> Outgoing:
+        """For clients of `/`."""
         return json_event(self.event, self.text)
+
+    @cached_property
+    def server_sent(self) -> bytes:
+        """For those that watch over HTTP."""
+        head = f"id: {self.instance}-{self.seq}\nevent: {self.event}\n"
+        return f"{head}data: {self.text}\n\n".encode()
 
 
 class Audience(Protocol):
@@ -159,11 +169,13 @@ class StreamHub:
         sources: Sources,
         clock: Clock,
         sockets: Audience,
+        instance: str,
         kinds: StreamRegistry = STREAMS,
     ) -> None:
         self._sources = sources
         self._clock = clock
         self._sockets = sockets
+        self._instance = instance
         self._kinds = kinds
         self._streams: dict[str, _Stream] = {}
         self._watched: dict[ConnectionId, dict[str, None]] = {}
@@ -452,7 +464,8 @@ class StreamHub:
                 audience.show(watchers, update)
 
     def _update(self, stream: _Stream, body: str) -> Update:
-        return Update(stream.name, stream.kind.event, stream.seq, body, self._clock.now_ms())
+        name, event, now_ms = stream.name, stream.kind.event, self._clock.now_ms()
+        return Update(name, event, self._instance, stream.seq, body, now_ms)
 
     def _welcome(self, stream: _Stream) -> None:
         """Give newcomers what there is; those whose view has not been made yet wait for it."""
