@@ -35,6 +35,7 @@ from crdt.ports import (
     Foreign,
     Loaded,
     Neighbours,
+    Observer,
     Outlet,
     SharedLog,
     Store,
@@ -63,6 +64,7 @@ class RoomHub:
         max_room_connections: how many sockets may be in a document's room, of whatever kind.
         shared: the store, if other instances write to it too.
         neighbours: those instances.
+        observer: is told how long appends take, and how long it is until others see a change.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class RoomHub:
         max_room_connections: int = 2_000,
         shared: SharedLog | None = None,
         neighbours: Neighbours | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._store = store
+        self._observer = observer
         self._shared = shared
         self._neighbours = neighbours
         self._outlet = outlet
@@ -351,12 +355,13 @@ class RoomHub:
         Raises:
             Invalid, Unsynced, Forbidden: refused whole.
         """
+        came_in_s = time.perf_counter()
         self._demand_open(live)
         rights = live.room.rights(connection.user)
         change = live.room.admit(update, connection.author(), self._clock.now_ms(), rights)
         if change is None:
             return self._known(live)
-        return self._enqueue(live, change)
+        return self._enqueue(live, came_in_s)
 
     async def edit(
         self,
@@ -396,7 +401,7 @@ class RoomHub:
         return await self._outcome(live, change)
 
     async def _outcome(self, live: LiveRoom, change: Change) -> Answer:
-        stored = await asyncio.shield(self._enqueue(live, change))
+        stored = await asyncio.shield(self._enqueue(live, time.perf_counter()))
         return change.entry.answer(stored) if change.entry.answer else {}
 
     def _demand_open(self, live: LiveRoom) -> None:
@@ -415,9 +420,12 @@ class RoomHub:
         known.set_result(Stored(live.room.seq))
         return known
 
-    def _enqueue(self, live: LiveRoom, change: Change) -> asyncio.Future[Stored]:
-        """Returns: a future for the change, which goes into the next append of its room."""
+    def _enqueue(self, live: LiveRoom, came_in_s: float) -> asyncio.Future[Stored]:
+        """Returns: a future for the change that the room has just admitted, which goes into the
+        next append."""
         loop = live.loop
+        if not live.came_in_s:
+            live.came_in_s = came_in_s
         stored: asyncio.Future[Stored] = loop.create_future()
         live.waiters.append(stored)
         if live.append is None:
@@ -434,10 +442,20 @@ class RoomHub:
             if live.room.compactable >= self._compact_after:
                 self._chore(self._compact(live.room))
             return
+        came_in_s, live.came_in_s = live.came_in_s, 0.0
+        started_s = time.perf_counter()
         live.append = asyncio.ensure_future(self._store.append(batch.append))
-        live.append.add_done_callback(partial(self._on_appended, live, batch))
+        live.append.add_done_callback(partial(self._on_appended, live, batch, came_in_s, started_s))
 
-    def _on_appended(self, live: LiveRoom, batch: Batch, append: asyncio.Future[Stored]) -> None:
+    def _on_appended(
+        self,
+        live: LiveRoom,
+        batch: Batch,
+        came_in_s: float,
+        started_s: float,
+        append: asyncio.Future[Stored],
+    ) -> None:
+        append_s = time.perf_counter() - started_s
         try:
             stored = append.result()
             if live.incoming:
@@ -452,6 +470,8 @@ class RoomHub:
         count = len(batch.changes)
         done, live.waiters = live.waiters[:count], live.waiters[count:]
         self._show(commit)
+        if self._observer is not None:
+            self._observer.appended(count, append_s, time.perf_counter() - came_in_s)
         for index, waiter in enumerate(done):
             if not waiter.done():
                 waiter.set_result(stored.of(index))
@@ -551,6 +571,8 @@ class RoomHub:
                 self._drop(live, exc, reason="unreadable_record")
                 return
             self._show(commit)
+            if self._observer is not None and record.at_ms:
+                self._observer.heard((self._clock.now_ms() - record.at_ms) / 1_000)
 
     def _take_in_until(self, live: LiveRoom, seq: int) -> None:
         """What came in while an append was under way, up to the position that ours was given, or

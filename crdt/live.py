@@ -51,6 +51,9 @@ class LiveRoom:
     """Who waits for the changes that were admitted, in the order of the changes."""
     append: asyncio.Future[Stored] | asyncio.Handle | None = None
     """The append under way, or the one that starts when this turn of the loop is over."""
+    came_in_s: float = 0.0
+    """When the oldest change that waits for the next append came in (`perf_counter`); 0.0 if none
+    does."""
     incoming: list[Foreign] = field(default_factory=list)
     """What others wrote while an append of ours was under way: before it or behind it."""
     idle: asyncio.TimerHandle | None = None

@@ -19,7 +19,6 @@ from crdt.errors import (
     Invalid,
     NotFound,
     RateLimited,
-    RepSyncError,
     TokenExpired,
     Unauthenticated,
     Unavailable,
@@ -143,19 +142,15 @@ class Gateway:
 
     async def connect(self, namespace: str, sid: str, auth: Any) -> None:
         payload = auth if isinstance(auth, dict) else {}
-        try:
-            document = _document_of(namespace)
-            token = payload.get("token")
-            identity = await self._verify(token)
-            device = _device(payload.get("device"))
-            if document is not None:
-                async with self._hub.lease(document, since_s=time.monotonic()) as live:
-                    live.demand(identity.user, Right.READ)
-                    self._hub.demand_seat(live, ConnectionId(sid))
-                self._demand_unrevoked(identity)  # it may have been while the room was loaded
-        except RepSyncError as exc:
-            self._metrics.refused.labels(exc.code).inc()
-            raise
+        document = _document_of(namespace)
+        token = payload.get("token")
+        identity = await self._verify(token)
+        device = _device(payload.get("device"))
+        if document is not None:
+            async with self._hub.lease(document, since_s=time.monotonic()) as live:
+                live.demand(identity.user, Right.READ)
+                self._hub.demand_seat(live, ConnectionId(sid))
+            self._demand_unrevoked(identity)  # it may have been while the room was loaded
         self._demand_room_for(identity.user)
         session = Session(
             ConnectionId(sid),
@@ -184,7 +179,6 @@ class Gateway:
 
     def _demand_room_for(self, user: User) -> None:
         if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
-            self._metrics.refused.labels(RateLimited.code).inc()
             raise RateLimited("too many connections of one user", retry_after_ms=5_000)
 
     def _allowance_of(self, user: User) -> Allowance:
@@ -254,8 +248,9 @@ class Gateway:
             session.is_revoking = event == "auth:revoke"
             answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
-        self._metrics.count_event(name, "ok" if answer["ok"] else answer["error"]["code"])
-        self._metrics.ack_seconds.observe(time.perf_counter() - started)
+        code = "ok" if answer["ok"] else answer["error"]["code"]
+        self._metrics.events[name, code] += 1
+        self._metrics.ack_seconds["events"].observe(time.perf_counter() - started)
         if ack is not None:
             ack(answer)
         if session.is_revoking:
@@ -278,7 +273,7 @@ class Gateway:
             notice = {"reconnect_in_ms": round(random.uniform(0, spread_ms))}
             self._sockets.post(session.namespace, [session.id], "server:draining", notice)
 
-    def disconnected(self, namespace: str, sid: str) -> None:
+    def disconnected(self, namespace: str, sid: str, reason: str) -> None:
         session = self._sessions.pop(ConnectionId(sid), None)
         if session is None:
             return

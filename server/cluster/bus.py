@@ -131,6 +131,8 @@ class Bus:
 
         self.publish_latency_s: float | None = None
         """How long Redis took to confirm the last heartbeat that it confirmed."""
+        self.lag_s = 0.0
+        """How long the last heartbeat of our own was under way, from us to us."""
         self.last_error: str | None = None
         """Why nothing is heard or published now. It may be shown to anybody."""
 
@@ -345,7 +347,8 @@ class Bus:
 
     async def _beat(self) -> None:
         while not self._closing.is_set():
-            await self._publish(HEARTBEAT, self._call("about its state", self._state))
+            state = self._call("about its state", self._state)
+            await self._publish(HEARTBEAT, state, time.monotonic())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_every_s):
                     await self._closing.wait()
@@ -378,8 +381,10 @@ class Bus:
         except (ValueError, TypeError, msgpack.UnpackException):
             return False
         match message:
-            case [1, "h", str(instance), state]:
+            case [1, "h", str(instance), state, *stamp]:
                 if instance == self._instance:
+                    if stamp and isinstance(stamp[0], float):
+                        self.lag_s = time.monotonic() - stamp[0]  # only we can read our own clock
                     self._hear_our_own()
                 else:
                     self._peers[instance] = time.monotonic()

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -327,25 +327,70 @@ class ClusterStore:
         return self._bus.is_deaf
 
     def watch(self, metrics: Metrics) -> None:
-        """Show what is counted here."""
-        for name, text, read in (
+        """Show what is counted here, and by a worker in this process."""
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("spool_records", "Records that wait for the shared log", lambda: self._spool.count),
-            ("spool_bytes", "What they take", lambda: self._spool.size_bytes),
-            ("bus_deaf_seconds", "Since something was heard", lambda: self._bus.deaf_s),
-            ("bus_instances", "Instances that are heard of", lambda: len(self._bus.peers) + 1),
+            ("spool_bytes", "What the records in the spool take", lambda: self._spool.size_bytes),
+            (
+                "bus_deaf_seconds",
+                "Since the bus brought a heartbeat of our own",
+                lambda: self._bus.deaf_s,
+            ),
+            (
+                "bus_instances",
+                "Instances that are heard of, this one included",
+                lambda: len(self._bus.peers) + 1,
+            ),
             (
                 "shared_log_away",
                 "Whether appends go to the spool",
                 lambda: self._replicator.is_away,
             ),
-            ("hosted_documents", "Documents followed", lambda: self._replicator.hosted_count),
+            (
+                "hosted_documents",
+                "Documents whose shared log is followed",
+                lambda: self._replicator.hosted_count,
+            ),
             (
                 "unpersisted_bytes",
                 "Records that may be in the shared log alone",
                 lambda: self._replicator.tails_bytes,
             ),
-        ):
-            metrics.watch(f"repsync_{name}", text, read, None)
+            (
+                "bus_lag_seconds",
+                "How long the last heartbeat was under way, from this instance to itself",
+                lambda: self._bus.lag_s,
+            ),
+            (
+                "quarantined_documents",
+                "Documents that are not moved to MongoDB: their log is damaged",
+                lambda: len(self._mover.quarantined),
+            ),
+        ]
+        worker = self._worker
+        if worker is not None:
+            gauges += [
+                (
+                    "backlog_documents",
+                    "Documents that wait for the worker",
+                    lambda: worker.backlog.waiting,
+                ),
+                (
+                    "backlog_age_seconds",
+                    "Since when the one that waits longest does",
+                    lambda: worker.backlog.oldest_s,
+                ),
+            ]
+            metrics.total(
+                "repsync_worker_failures",
+                "Documents and rounds that a worker could not finish",
+                lambda: worker.backlog.failures,
+            )
+        for name, text, read in gauges:
+            metrics.watch(f"repsync_{name}", text, read)
+        metrics.total(
+            "repsync_moved_records", "Records moved to MongoDB", lambda: self._mover.moved
+        )
 
     def report(self) -> dict[str, Any]:
         """The shared log as a dependency in the health report."""
