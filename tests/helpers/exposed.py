@@ -11,18 +11,23 @@ from server.app import PARTS, create_app
 from server.settings import Settings
 
 ALONE, CLUSTER = "alone", "cluster"
-_SECRET = "a secret of more than thirty-two bytes"
-_NOWHERE = {"redis_url": "redis://127.0.0.1:1", "mongodb_uri": "mongodb://127.0.0.1:1/repsync"}
+_SETTINGS = {
+    ALONE: {"jwt_secret": "a secret of more than thirty-two bytes"},
+    CLUSTER: {
+        "jwt_jwks_url": "http://127.0.0.1:1/keys",
+        "redis_url": "redis://127.0.0.1:1",
+        "mongodb_uri": "mongodb://127.0.0.1:1/repsync",
+    },
+}
 
 
 async def families_of(folder: Path, kind: str) -> dict[str, Metric]:
     """Each metric by its name, a counter's with `_total`, as Prometheus's own parser reads it.
 
     Args:
-        kind: `ALONE`, with SQLite, or `CLUSTER`, one of several instances.
+        kind: `ALONE`, with SQLite, or `CLUSTER`, one of several instances, with a key set.
     """
-    given = _NOWHERE if kind == CLUSTER else {}
-    settings = Settings.model_validate({"data_dir": folder, "jwt_secret": _SECRET, **given})
+    settings = Settings.model_validate({"data_dir": folder, **_SETTINGS[kind]})
     parts = create_app(settings)[PARTS]
     try:
         text = parts.metrics.render().decode()
