@@ -184,10 +184,12 @@ class RoomHub:
         )
         live.leases += 1
         try:
-            return await self._outcome(live, change)
+            made = await self._outcome(live, change)
         finally:
             live.leases -= 1
             self._watch_idle(live)
+        log.info("a document is made", extra={"document": str(name), "user": owner.user.id})
+        return made
 
     def join(self, live: LiveRoom, connection: Connection) -> None:
         """Put a socket into a room; `live` must be leased. Joining twice changes nothing.
@@ -200,6 +202,8 @@ class RoomHub:
         self.demand_seat(live, connection.id)
         is_first = live.enter(connection)
         self._joined.setdefault(connection.id, set()).add(live.name)
+        if not connection.document:  # for a Yjs client its connecting says the same
+            log.info("joined", extra=_facts(live, connection))
         if self._neighbours is not None:
             self._neighbours.joined(live.name, connection.id, connection.user, connection.device)
         self._announce(live, connection.user, "workout:member:joined", changed=is_first)
@@ -234,6 +238,8 @@ class RoomHub:
         if live is None:
             return b""
         connection = live.connections[connection_id]
+        if not connection.document:
+            log.info("left", extra=_facts(live, connection))
         is_last = live.exit(connection)
         self._announce(live, connection.user, "workout:member:left", changed=is_last)
         self._watch_idle(live)
@@ -325,6 +331,9 @@ class RoomHub:
                 self._shared.release(name)
             raise Unavailable(f"{name} is damaged") from exc
         live.fresh_at_s = now_s
+        took_ms = round((time.monotonic() - now_s) * 1_000, 1)
+        told = {"document": str(name), "records": len(loaded.updates), "took_ms": took_ms}
+        log.info("a document is loaded", extra=told)
         if (orphan := self._orphans.get(name)) is not None:
             live.presence, live.elsewhere = orphan.presence, orphan.elsewhere
         self._watch_idle(live)
@@ -430,7 +439,7 @@ class RoomHub:
         live.waiters.append(stored)
         if live.append is None:
             # Not at once: what else arrives in this turn of the loop goes into the same append.
-            live.append = loop.call_soon(self._append, live)
+            live.append = loop.call_soon(self._append, live, context=live.context)
         return stored
 
     def _append(self, live: LiveRoom) -> None:
@@ -521,6 +530,8 @@ class RoomHub:
                 orphan.enter(connection)
         elif live.connections or live.name in self._kept:
             self._orphans[live.name] = live
+            told = {"document": str(live.name), "reason": reason}
+            log.warning("a document is read again", extra=told)
             self._chore(self._rejoin(live, reason))
         elif self._shared is not None:
             self._shared.release(live.name)
@@ -651,7 +662,9 @@ class RoomHub:
             live.idle = None
         if self._is_idle(live) and self._rooms.get(live.name) is live:
             loop = asyncio.get_running_loop()
-            live.idle = loop.call_later(self._idle_timeout_s, self._unload, live)
+            live.idle = loop.call_later(
+                self._idle_timeout_s, self._unload, live, context=live.context
+            )
 
     def _unload(self, live: LiveRoom) -> None:
         if not self._is_idle(live) or not live.room.is_settled:
@@ -661,6 +674,7 @@ class RoomHub:
             return
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
+            log.info("a document is unloaded", extra={"document": str(live.name)})
         if live.room.compactable:
             self._chore(self._compact(live.room))
 
@@ -674,6 +688,7 @@ class RoomHub:
         if is_still_here and self._is_idle(live) and live.room.is_settled:
             del self._rooms[live.name]
             self._shared.release(live.name)
+            log.info("a document is unloaded", extra={"document": str(live.name)})
 
     async def _persist(self, name: DocName) -> bool:
         """Returns: whether all of a shared log is where it lasts."""
@@ -730,3 +745,12 @@ class RoomHub:
             self._chore(self._persist(name))
         if self._chores:
             await asyncio.wait(self._chores)
+
+
+def _facts(live: LiveRoom, connection: Connection) -> dict[str, str]:
+    """What a log line says of a socket in a room."""
+    return {
+        "document": str(live.name),
+        "connection": connection.id,
+        "user": connection.user.id,
+    }

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,8 @@ class LiveRoom:
     fresh_at_s: float = field(default_factory=time.monotonic)
     """Whatever was durable then is here, whoever wrote it; monotonic."""
     freshening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    context: Context = field(default_factory=Context)
+    """In which what belongs to the room alone is done: of nobody's event, as far as logs say."""
     is_dropped: bool = False
     """Whether the room was given up after a failed append; who still holds it must ask again."""
 

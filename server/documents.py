@@ -196,7 +196,7 @@ class DocumentDoor:
             self._refuse(session, name, exc, ack, is_answer=is_answer)
             return
         except Exception:
-            log.exception("an update could not be handled", extra={"document": str(name)})
+            log.exception("an update could not be handled", extra=session.facts)
             self._metrics.events["sync-update", "internal"] += 1
             self._answer(ack, {"ok": False, "error": INTERNAL})
             return

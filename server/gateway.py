@@ -19,6 +19,7 @@ from crdt.errors import (
     Invalid,
     NotFound,
     RateLimited,
+    RepSyncError,
     TokenExpired,
     Unauthenticated,
     Unavailable,
@@ -30,9 +31,10 @@ from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from handlers.context import Services
 from handlers.registry import Registry
-from server import limits
+from server import limits, logs
 from server.auth import Authenticator, Identity, is_text
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
+from server.logs import Cause
 from server.metrics import Metrics
 from server.sessions import Session
 from server.settings import Settings
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
+NOT_READING = ("slow_reader", "stalled")
+"""Why a connection is cut whose client does not take what it is sent."""
 FIRST_RELOAD_S, LAST_RELOAD_S = 0.2, 10.0
 
 
@@ -141,13 +145,25 @@ class Gateway:
     # -- Door -------------------------------------------------------------------------------
 
     async def connect(self, namespace: str, sid: str, auth: Any) -> None:
+        told = {"connection": sid}
+        try:
+            await self._let_in(namespace, sid, auth, told)
+        except RepSyncError as exc:
+            # Not what the client calls things: there may be no such document, or user.
+            log.info("a client is refused", extra={**told, "code": exc.code})
+            raise
+
+    async def _let_in(self, namespace: str, sid: str, auth: Any, told: dict[str, str]) -> None:
+        """Raises RepSyncError. `told` gets what is known to be true until then."""
         payload = auth if isinstance(auth, dict) else {}
         document = _document_of(namespace)
         token = payload.get("token")
         identity = await self._verify(token)
+        told["user"] = identity.user.id
         device = _device(payload.get("device"))
         if document is not None:
             async with self._hub.lease(document, since_s=time.monotonic()) as live:
+                told["document"] = str(document)
                 live.demand(identity.user, Right.READ)
                 self._hub.demand_seat(live, ConnectionId(sid))
             self._demand_unrevoked(identity)  # it may have been while the room was loaded
@@ -203,6 +219,7 @@ class Gateway:
         session = self._sessions.get(ConnectionId(sid))
         if session is None:
             return
+        log.info("a client is in", extra={**session.facts, "role": session.user.role})
         if session.document is not None:
             await self._documents.enter(session, session.document)
             return
@@ -237,17 +254,15 @@ class Gateway:
         self, session: Session, event: str, args: Sequence[Any], ack: Ack | None
     ) -> None:
         started = time.perf_counter()
-        if session.document is not None and event != "auth:refresh":
-            error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
-            answer: dict[str, Any] = {"ok": False, "error": error.to_wire()}
-        elif len(args) > 1:
-            invalid = Invalid.at("", "an event carries one object")
-            answer = {"ok": False, "error": invalid.to_wire()}
-        else:
-            data = args[0] if args else {}
-            session.is_revoking = event == "auth:revoke"
-            answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
+        data = args[0] if args else {}
+        op_id = data.get("op_id") if isinstance(data, dict) else None
+        session.event_count += 1
+        logs.cause.set(Cause(session.id, session.user.id, name, session.event_count, op_id))
+        try:
+            answer = await self._answer(session, event, args)
+        finally:
+            logs.cause.set(None)
         code = "ok" if answer["ok"] else answer["error"]["code"]
         self._metrics.events[name, code] += 1
         self._metrics.ack_seconds["events"].observe(time.perf_counter() - started)
@@ -259,6 +274,17 @@ class Gateway:
         if event == "subscribe" and answer["ok"] and session.id in self._sessions:
             confirmed = {"subscribed": answer["subscribed"]}
             self._sockets.post("/", [session.id], "subscription:confirmed", confirmed)
+
+    async def _answer(self, session: Session, event: str, args: Sequence[Any]) -> dict[str, Any]:
+        if session.document is not None and event != "auth:refresh":
+            error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
+            return {"ok": False, "error": error.to_wire()}
+        if len(args) > 1:
+            invalid = Invalid.at("", "an event carries one object")
+            return {"ok": False, "error": invalid.to_wire()}
+        session.is_revoking = event == "auth:revoke"
+        data = args[0] if args else {}
+        return await self._registry.dispatch(session.caller, self._services, event, data)
 
     def caught_up(self, sids: Iterable[str]) -> None:
         for sid in sids:
@@ -277,6 +303,15 @@ class Gateway:
         session = self._sessions.pop(ConnectionId(sid), None)
         if session is None:
             return
+        told = {
+            **session.facts,
+            "reason": reason,
+            "after_s": round(time.monotonic() - session.since_s, 1),
+        }
+        if reason in NOT_READING:
+            log.warning("a client that does not read is cut", extra=told)
+        else:
+            log.info("a client is gone", extra=told)
         session.stop_timers()
         self._session_counts[session.user.id] -= 1
         if not self._session_counts[session.user.id]:
@@ -358,7 +393,7 @@ class Gateway:
         if self._revocations.refuses(session.token, self._services.clock.now_ms()):
             error = _revoked().to_wire()
             self._sockets.post(session.namespace, [session.id], "auth:revoked", error)
-            self._sockets.cut(session.namespace, session.id)
+            self._sockets.cut(session.namespace, session.id, "revoked")
 
     def is_here(self, connection_id: ConnectionId) -> bool:
         return connection_id in self._sessions
@@ -384,7 +419,7 @@ class Gateway:
         if Right.READ in live.room.rights(connection.user):
             return
         if connection.document:
-            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id)
+            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id, "no_right")
         else:
             self._hub.leave(live.name, connection.id)
 
@@ -412,7 +447,7 @@ class Gateway:
     def _expire(self, session: Session) -> None:
         error = TokenExpired("the token has expired").to_wire()
         self._sockets.post(session.namespace, [session.id], "auth:expired", error)
-        self._sockets.cut(session.namespace, session.id)
+        self._sockets.cut(session.namespace, session.id, "token_expired")
 
 
 def _revoked() -> Unauthenticated:

@@ -13,6 +13,7 @@ from functools import partial
 from uuid import uuid4
 
 from crdt.ids import DocName
+from server import logs
 from server.cluster.connection import AWAY, connect
 from server.cluster.envelope import Sealer
 from server.cluster.log import RedisLog
@@ -23,6 +24,7 @@ from server.cluster.tasks import end
 from server.settings import Settings
 from server.signals import until_stopped
 from server.storage.mongo import MongoStore
+from server.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ async def work(settings: Settings) -> int:
     store = MongoStore(settings.mongodb_uri.get_secret_value())
     redis_log = RedisLog(redis, settings.redis_prefix)
     name = f"worker-{uuid4().hex[:12]}"
+    logs.name_instance(name)
     telling: set[asyncio.Task[None]] = set()
 
     async def tell(doc: DocName, epoch: str, upto: int) -> None:
@@ -58,7 +61,7 @@ async def work(settings: Settings) -> int:
         await store.open()
         stop = until_stopped()
         working = asyncio.create_task(worker.run(), name="worker")
-        log.info("working", extra={"worker": name})
+        log.info("working", extra={"version": VERSION})
         await stop.wait()
         await end(working)
     finally:

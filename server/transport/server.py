@@ -93,8 +93,8 @@ class Door(Protocol):
         """A slow client has taken all that was posted; what was left out can be made good."""
 
     def disconnected(self, namespace: str, sid: str, reason: str) -> None:
-        """The client is gone. `reason`: why its connection ended; if that goes on, `left` or
-        `put_out`."""
+        """The client is gone. `reason`: why its connection ended; if that goes on, `left`, or
+        what `cut` was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,12 +414,12 @@ class SocketServer(socketio.AsyncServer):
         message = outgoing(packet.EVENT, namespace, [event, *args])
         self._post_all(event, [sid], message, Delivery.REPLY)
 
-    def cut(self, namespace: str, sid: str) -> None:
+    def cut(self, namespace: str, sid: str, reason: str = "put_out") -> None:
         """Put one client out of a namespace."""
         connection = self.manager.clients.get(sid)
         if connection is not None:
             connection.post(outgoing(packet.DISCONNECT, namespace, None), Delivery.REPLY)
-            self._remove(connection, namespace, "put_out")
+            self._remove(connection, namespace, reason)
 
     @property
     def slow_count(self) -> int:
@@ -616,7 +616,7 @@ class SocketServer(socketio.AsyncServer):
         except TimeoutError:
             return Unavailable("the server is too busy", retry_after_ms=1_000).to_wire()
         except Exception:
-            log.exception("connecting failed", extra={"namespace": namespace})
+            log.exception("connecting failed", extra={"connection": sid})
             return INTERNAL
         return None
 
@@ -629,8 +629,9 @@ class SocketServer(socketio.AsyncServer):
         try:
             await self._door.connected(namespace, sid)
         except RepSyncError as exc:
-            log.warning("a client was let in and lost again", extra={"cause": str(exc)})
-            self.cut(namespace, sid)
+            told = {"connection": sid, "code": exc.code}
+            log.warning("a client was let in and lost again", extra=told)
+            self.cut(namespace, sid, exc.code)
 
     def _remove(self, connection: Connection, namespace: str, reason: str = "left") -> None:
         sid = connection.namespaces.pop(namespace, None)
@@ -643,7 +644,7 @@ class SocketServer(socketio.AsyncServer):
         try:
             self._door.disconnected(namespace, sid, connection.close_reason or reason)
         except Exception:
-            log.exception("a client's end was not handled", extra={"namespace": namespace})
+            log.exception("a client's end was not handled", extra={"connection": sid})
 
     def _post_ack(self, connection: Connection, namespace: str, ack_id: int, answer: Any) -> None:
         if namespace in connection.namespaces:
