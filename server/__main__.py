@@ -6,20 +6,20 @@ import argparse
 import gc
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 from aiohttp import web
 
-from server import logs
+from server import VERSION, logs
 from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
 from server.signals import until_stopped
 from server.storage.port import StorageError
-from server.version import VERSION
 
 log = logging.getLogger("server")
 
@@ -172,9 +172,12 @@ async def serve(settings: Settings) -> int:
         told = {"version": VERSION, "host": settings.host, "port": port, "store": parts.store.kind}
         log.info("serving", extra={**told, "shared": settings.redis_url is not None})
         await stop.wait()
+        stopped_s = time.monotonic()
+        told = {"connections": parts.sockets.connection_count, "rooms": len(parts.hub)}
+        log.info("draining", extra=told)
     finally:
         await runner.cleanup()
-    log.info("ended")
+    log.info("ended", extra={"drained_in_s": round(time.monotonic() - stopped_s, 2)})
     return 0
 
 

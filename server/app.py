@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -30,9 +29,6 @@ from server.transport.server import SocketServer
 
 if TYPE_CHECKING:
     from server.cluster.store import ClusterStore
-
-
-log = logging.getLogger(__name__)
 
 
 class WallClock:
@@ -177,16 +173,12 @@ async def _probing(app: web.Application) -> AsyncIterator[None]:
 async def _drain(app: web.Application) -> None:
     """Take nobody new, tell the clients, let what is under way become durable and be acked."""
     parts = app[PARTS]
-    started_s = time.monotonic()
-    told = {"connections": parts.sockets.connection_count, "rooms": len(parts.hub)}
-    log.info("draining", extra=told)
     parts.health.is_draining = True
     parts.sockets.drain()
     parts.gateway.announce_end()
     parts.streams.close()
     await parts.hub.close()
     await parts.sockets.close_all()
-    log.info("drained", extra={"took_s": round(time.monotonic() - started_s, 2)})
 
 
 async def _close(app: web.Application) -> None:

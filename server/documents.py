@@ -80,7 +80,7 @@ class DocumentDoor:
         missed_by = self._sockets.post_update(
             DOCUMENT_PREFIX + str(live.name), live.readers, update, skip=sender
         )
-        self._metrics.deliveries += len(live.readers) - len(missed_by) - (sender in live.readers)
+        self._metrics.delivered += len(live.readers) - len(missed_by) - (sender in live.readers)
         for sid in missed_by:
             session = self._sessions.get(ConnectionId(sid))
             if session is not None and session.missed is None:

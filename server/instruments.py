@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server import VERSION
 from server.metrics import Metrics
-from server.version import VERSION
 
 if TYPE_CHECKING:
     from server.app import Parts
@@ -115,7 +115,7 @@ def _show_events(metrics: Metrics, parts: Parts) -> None:
     metrics.total(
         "repsync_update_deliveries",
         "Document updates sent, one for each recipient",
-        lambda: metrics.deliveries,
+        lambda: metrics.delivered,
     )
     metrics.count(
         "repsync_sync_resets",

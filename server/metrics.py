@@ -102,7 +102,8 @@ class Metrics(Collector):
         calls them."""
         self.ack_seconds = {"events": Histogram(), "document": Histogram()}
         self.resets: Counter[str] = Counter()
-        self.deliveries = 0
+        self.delivered = 0
+        """Document updates sent, one for each recipient."""
         self.rooms = RoomTimes()
         self._families: dict[str, Callable[[], Metric]] = {}
         self._gauges: dict[str, tuple[list[str], dict[tuple[str, ...], Callable[[], float]]]] = {}

@@ -13,7 +13,7 @@ from functools import partial
 from uuid import uuid4
 
 from crdt.ids import DocName
-from server import logs
+from server import VERSION, logs
 from server.cluster.connection import AWAY, connect
 from server.cluster.envelope import Sealer
 from server.cluster.log import RedisLog
@@ -24,7 +24,6 @@ from server.cluster.tasks import end
 from server.settings import Settings
 from server.signals import until_stopped
 from server.storage.mongo import MongoStore
-from server.version import VERSION
 
 log = logging.getLogger(__name__)
 
