@@ -26,7 +26,7 @@ _PAGE_BYTES = 4096
 def show(parts: Parts) -> None:
     """Show all of a server. Called once, when its parts are there."""
     metrics = parts.metrics
-    _show_process(metrics)
+    show_process(metrics)
     _show_clients(metrics, parts)
     _show_events(metrics, parts)
     _show_documents(metrics, parts)
@@ -36,7 +36,8 @@ def show(parts: Parts) -> None:
         parts.cluster.watch(metrics)
 
 
-def _show_process(metrics: Metrics) -> None:
+def show_process(metrics: Metrics) -> None:
+    """What every process has, a worker too."""
     started_s = time.time()
     metrics.watch("repsync_build_info", "Always 1", lambda: 1, {"version": VERSION})
     metrics.total("process_cpu_seconds", "CPU time of the process", time.process_time)

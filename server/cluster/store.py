@@ -333,7 +333,7 @@ class ClusterStore:
         return self._bus.is_deaf
 
     def watch(self, metrics: Metrics) -> None:
-        """Show what is counted here, and by a worker in this process."""
+        """Show what is counted here."""
         gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("spool_records", "Records that wait for the shared log", lambda: self._spool.count),
             ("spool_bytes", "What the records in the spool take", lambda: self._spool.size_bytes),
@@ -367,36 +367,12 @@ class ClusterStore:
                 "How long the last heartbeat was under way, from this instance to itself",
                 lambda: self._bus.lag_s,
             ),
-            (
-                "quarantined_documents",
-                "Documents that are not moved to MongoDB: their log is damaged",
-                lambda: len(self._mover.quarantined),
-            ),
         ]
-        worker = self._worker
-        if worker is not None:
-            gauges += [
-                (
-                    "backlog_documents",
-                    "Documents that wait for the worker",
-                    lambda: worker.backlog.waiting,
-                ),
-                (
-                    "backlog_age_seconds",
-                    "Since when the one that waits longest does",
-                    lambda: worker.backlog.oldest_s,
-                ),
-            ]
-            metrics.total(
-                "repsync_worker_failures",
-                "Documents and rounds that a worker could not finish",
-                lambda: worker.backlog.failures,
-            )
         for name, text, read in gauges:
             metrics.watch(f"repsync_{name}", text, read)
-        metrics.total(
-            "repsync_moved_records", "Records moved to MongoDB", lambda: self._mover.moved
-        )
+        self._mover.watch(metrics)
+        if self._worker is not None:
+            self._worker.watch(metrics)
 
     def report(self) -> dict[str, Any]:
         """The shared log as a dependency in the health report."""

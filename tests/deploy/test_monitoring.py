@@ -131,7 +131,7 @@ def test_every_alert_is_explained_where_it_points_to() -> None:
 
 
 def test_prometheus_asks_every_server_and_reads_the_rules() -> None:
-    (job,) = PROMETHEUS["scrape_configs"]
+    job, _ = PROMETHEUS["scrape_configs"]
     (targets,) = [config["targets"] for config in job["static_configs"]]
     servers = [name for name in COMPOSE["services"] if name.startswith("server-")]
     assert targets == [
@@ -140,6 +140,15 @@ def test_prometheus_asks_every_server_and_reads_the_rules() -> None:
     assert job["job_name"] == "repsync"
     for rules in PROMETHEUS["rule_files"]:
         assert (DEPLOY / "prometheus" / rules).exists()
+
+
+def test_prometheus_asks_every_worker_where_it_listens() -> None:
+    _, job = PROMETHEUS["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    assert found["names"] == ["worker"]
+    worker, prometheus = COMPOSE["services"]["worker"], COMPOSE["services"]["prometheus"]
+    assert found["port"] == worker["environment"]["WORKER_METRICS_PORT"]
+    assert set(worker["networks"]) & set(prometheus["networks"])
 
 
 def test_the_panels_ask_the_datasource_that_is_provisioned() -> None:
