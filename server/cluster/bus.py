@@ -353,7 +353,7 @@ class Bus:
     async def _beat(self) -> None:
         while not self._closing.is_set():
             state = self._call("about its state", self._state)
-            await self._publish(HEARTBEAT, state, time.monotonic())
+            await self._publish(HEARTBEAT, [time.monotonic(), state])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_every_s):
                     await self._closing.wait()
@@ -386,10 +386,11 @@ class Bus:
         except (ValueError, TypeError, msgpack.UnpackException):
             return False
         match message:
-            case [1, "h", str(instance), state, *stamp]:
+            case [1, "h", str(instance), told]:
+                sent_s, state = _told(told)
                 if instance == self._instance:
-                    if stamp and isinstance(stamp[0], float):
-                        self.lag_s = time.monotonic() - stamp[0]  # only we can read our own clock
+                    if sent_s is not None:
+                        self.lag_s = time.monotonic() - sent_s  # nobody else can read this clock
                     self._hear_our_own()
                 else:
                     self.hear_of(instance)
@@ -431,6 +432,15 @@ class Bus:
             raise
         except BaseException:  # a panic of native code is no Exception
             log.exception("the bus was failed by who was called %s", what)
+
+
+def _told(told: Any) -> tuple[float | None, Any]:
+    """When a heartbeat was sent, by its sender's clock, and its state. An older version's has no
+    time."""
+    match told:
+        case [float(sent_s), state]:
+            return sent_s, state
+    return None, told
 
 
 def explain(exc: BaseException | None) -> str:
