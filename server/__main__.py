@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.command or "serve"
     try:
         settings = Settings.from_env()
-        logs.configure(settings)
+        logs.configure(settings, is_serving=command in ("serve", "worker"))
         if command == "token":
             return _token(settings, arguments)
         if command == "replay":

@@ -87,8 +87,13 @@ def name_instance(instance: str) -> None:
     _of_all_lines["instance"] = instance
 
 
-def configure(settings: Settings) -> None:
-    """Send all logs to stderr, in the configured form."""
+def configure(settings: Settings, *, is_serving: bool = True) -> None:
+    """Send all logs to stderr, in the configured form.
+
+    Args:
+        is_serving: False for a command that has something else to say: then only what is wrong is
+            logged, unless LOG_LEVEL is set.
+    """
     as_json = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
     )
@@ -120,7 +125,8 @@ def configure(settings: Settings) -> None:
     handler.addFilter(_Flood())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level)
+    is_quiet = not is_serving and "log_level" not in settings.model_fields_set
+    root.setLevel(logging.WARNING if is_quiet else settings.log_level)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     logging.getLogger("aiohttp.server").addFilter(_is_ours)

@@ -135,6 +135,20 @@ def test_a_flood_of_lines_is_held_back_and_errors_are_not(
     assert lines()[0]["left_out"] == 5_000 - logs.LINES_AT_ONCE
 
 
+@pytest.mark.usefixtures("_own_handlers")
+def test_a_command_that_does_not_serve_logs_what_is_wrong_unless_asked_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LOG_LEVEL", raising=False)
+    logs.configure(Settings(), is_serving=False)
+    assert logging.getLogger().level == logging.WARNING
+    logs.configure(Settings())
+    assert logging.getLogger().level == logging.INFO
+    monkeypatch.setenv("LOG_LEVEL", "info")
+    logs.configure(Settings(), is_serving=False)
+    assert logging.getLogger().level == logging.INFO
+
+
 async def test_an_updates_way_through_the_server_is_not_logged(
     server: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:
