@@ -35,8 +35,8 @@ endif
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 
-run: $(RUN_DEPS) ## Start the server on this machine
-	@$(PY) -m server
+run: $(RUN_DEPS) ## Start the server on this machine, with the settings of .env if there is one
+	@before="$$(export -p)"; set -a; [ ! -f .env ] || . ./.env; eval "$$before"; exec $(PY) -m server
 
 test: js setup ## Run the tests; ARGS="-k presence" passes options to pytest
 	@$(PY) -m pytest -n 2 $(ARGS)

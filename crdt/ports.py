@@ -157,6 +157,8 @@ class Foreign(NamedTuple):
     client_ids: Sequence[tuple[int, UserId]] = ()
     removed_exercises: Sequence[str] = ()
     awards: Awards = NO_AWARDS
+    at_ms: int = 0
+    """When the oldest of its changes came in, by the other's clock; 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +353,21 @@ class Outlet(Protocol):
 
     def aware(self, doc: DocName, awareness: bytes) -> None:
         """Somebody on another instance shows something else to document members."""
+
+
+class Observer(Protocol):
+    """Who is told how long things took. Never blocks, never raises."""
+
+    def appended(self, changes: int, append_s: float, shown_s: float) -> None:
+        """So many changes, appended as one record, are durable and have been shown.
+
+        Args:
+            append_s: how long the store took.
+            shown_s: from when the oldest of them came in until the last socket was given it.
+        """
+
+    def heard(self, age_s: float) -> None:
+        """A change of another instance was shown so long after it came in there, by two clocks."""
 
 
 class Clock(Protocol):

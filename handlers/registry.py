@@ -106,9 +106,7 @@ class Registry:
         except RepSyncError as exc:
             return {"ok": False, "error": exc.to_wire()}
         except Exception:
-            log.exception(
-                "handler failed", extra={"event": event, "connection": caller.connection_id}
-            )
+            log.exception("handler failed", extra={"intent": event, "user": caller.user.id})
             return {"ok": False, "error": INTERNAL}
 
     @staticmethod

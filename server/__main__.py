@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 from aiohttp import web
 
-from server import logs
+from server import VERSION, logs
 from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
 from server.signals import until_stopped
 from server.storage.port import StorageError
+
+log = logging.getLogger("server")
 
 EXIT_UNUSABLE = 2
 """The exit code for a configuration or a store that the server cannot run with."""
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.command or "serve"
     try:
         settings = Settings.from_env()
-        logs.configure(settings)
+        logs.configure(settings, is_serving=command in ("serve", "worker"))
         if command == "token":
             return _token(settings, arguments)
         if command == "replay":
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         description="RepSync, a real-time collaboration server for fitness apps. Configured by "
         "environment variables, see docs/protocol.md, section 7.",
     )
+    parser.add_argument("--version", action="version", version=f"RepSync {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve clients (what happens without a command)")
 
@@ -147,6 +152,8 @@ def _worker(settings: Settings) -> int:
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then let what is under way become durable."""
     app = create_app(settings)
+    parts = app[PARTS]
+    logs.name_instance(parts.instance)
     runner = make_runner(app, settings, shutdown_timeout_s=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
@@ -160,10 +167,17 @@ async def serve(settings: Settings) -> int:
             ) from exc
         _tune_interpreter()
         stop = until_stopped()
-        _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
+        port = runner.addresses[0][1]
+        _greet(settings, parts.auth, port=port)
+        told = {"version": VERSION, "host": settings.host, "port": port, "store": parts.store.kind}
+        log.info("serving", extra={**told, "shared": settings.redis_url is not None})
         await stop.wait()
+        stopped_s = time.monotonic()
+        told = {"connections": parts.sockets.connection_count, "rooms": len(parts.hub)}
+        log.info("draining", extra=told)
     finally:
         await runner.cleanup()
+    log.info("ended", extra={"drained_in_s": round(time.monotonic() - stopped_s, 2)})
     return 0
 
 

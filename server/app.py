@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
 from handlers.streams import Sources
-from server import http, http_rules, limits
+from server import http, http_rules, instruments, limits
 from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.gateway import Gateway
@@ -45,6 +45,8 @@ class WallClock:
 class Parts:
     """What a running server is made of."""
 
+    instance: str
+    """Names this life of this process."""
     auth: Authenticator
     store: ServerStore
     hub: RoomHub
@@ -53,6 +55,7 @@ class Parts:
     streams: StreamHub
     viewers: EventStreams
     health: Health
+    metrics: Metrics
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
 
@@ -87,6 +90,7 @@ def create_app(settings: Settings) -> web.Application:
         max_room_connections=settings.max_room_connections,
         shared=cluster,
         neighbours=None if cluster is None else cluster.neighbours,
+        observer=metrics.rooms,
     )
     health = Health(
         store,
@@ -115,17 +119,24 @@ def create_app(settings: Settings) -> web.Application:
     )
     neighbours = None if cluster is None else cluster.neighbours
     gateway.open(sockets, hub, services, streams, viewers, neighbours)
-    _watch(metrics, sockets, gateway, hub, store, streams, health)
-    if cluster is not None:
-        cluster.watch(metrics)
-    if auth.key_set is not None:
-        metrics.count(
-            "repsync_jwks_fetches", "Fetches of the key set", "outcome", auth.key_set.fetches.copy
-        )
+    parts = Parts(
+        instance,
+        auth,
+        store,
+        hub,
+        gateway,
+        sockets,
+        streams,
+        viewers,
+        health,
+        metrics,
+        cluster,
+    )
+    instruments.show(parts)
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, viewers, health, cluster)
+    app[PARTS] = parts
     sockets.mount(app)
     http.add_routes(app, health, metrics)
     viewers.add_routes(app)
@@ -201,52 +212,3 @@ async def _close(app: web.Application) -> None:
     parts = app[PARTS]
     await parts.hub.close()
     await parts.store.close()
-
-
-def _watch(
-    metrics: Metrics,
-    sockets: SocketServer,
-    gateway: Gateway,
-    hub: RoomHub,
-    store: ServerStore,
-    streams: StreamHub,
-    health: Health,
-) -> None:
-    def counted(name: str, text: str, read: Any, **labels: str) -> None:
-        metrics.watch(f"repsync_{name}", text, read, labels or None)
-
-    counted("connections", "Open Engine.IO connections", lambda: sockets.connection_count)
-    for kind in ("events", "document"):
-        counted(
-            "sessions",
-            "Clients in namespaces, by kind",
-            lambda kind=kind: gateway.session_counts[kind],
-            kind=kind,
-        )
-    counted("rooms", "Documents in memory", lambda: len(hub))
-    counted("revocations", "Revocations that have not ended", lambda: gateway.revocation_count)
-    counted("stream_watchers", "Connections that watch streams", lambda: streams.watcher_count)
-    counted(
-        "event_loop_lag_seconds",
-        "The longest that the loop was late in the last 15 s",
-        lambda: health.loop_lag_s,
-    )
-    transport = sockets.stats
-    for what, text, label, read in (
-        ("messages_dropped", "Left out because a client was slow", "kind", transport.dropped),
-        ("connections_closed", "Ended connections", "reason", transport.closed),
-        ("connects_refused", "Connects refused with 503", "reason", transport.refused),
-        ("messages_limited", "Above a client's or user's allowance", "kind", transport.limited),
-    ):
-        metrics.count(f"repsync_{what}", text, label, read.copy)
-    counted("slow_readers", "Clients over their budget now", lambda: sockets.slow_count)
-    counted(
-        "values_conflated", "Stream values that a later one replaced", lambda: transport.conflated
-    )
-    counted("packets_malformed", "Packets that ended their connection", lambda: transport.malformed)
-    counted("reads_paused", "Times that a full inbox paused a socket", lambda: transport.paused)
-    stats = store.stats
-    counted("store_appends", "Log records written since the start", lambda: stats.appends)
-    counted("store_commits", "Commits, each with one sync", lambda: stats.commits)
-    counted("store_commit_seconds", "Time spent in commits", lambda: stats.commit_seconds)
-    counted("store_failures", "Commits and reads that failed", lambda: stats.failures)

@@ -31,9 +31,10 @@ from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from handlers.context import Services
 from handlers.registry import Registry
-from server import limits
+from server import limits, logs
 from server.auth import Authenticator, Identity
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
+from server.logs import Cause
 from server.metrics import Metrics
 from server.sessions import Session
 from server.settings import Settings
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
+NOT_READING = ("slow_reader", "stalled")
+"""Why a connection is cut whose client does not take what it is sent."""
 FIRST_RELOAD_S, LAST_RELOAD_S = 0.2, 10.0
 
 
@@ -146,20 +149,28 @@ class Gateway:
     # -- Door -------------------------------------------------------------------------------
 
     async def connect(self, namespace: str, sid: str, auth: Any) -> None:
-        payload = auth if isinstance(auth, dict) else {}
+        told = {"connection": sid}
         try:
-            document = _document_of(namespace)
-            token = payload.get("token")
-            identity = await self.identify(token)
-            device = _device(payload.get("device"))
-            if document is not None:
-                async with self._hub.lease(document, since_s=time.monotonic()) as live:
-                    live.demand(identity.user, Right.READ)
-                    self._hub.demand_seat(live, ConnectionId(sid))
-                self.demand_unrevoked(identity)  # it may have been while the room was loaded
+            await self._let_in(namespace, sid, auth, told)
         except RepSyncError as exc:
-            self._metrics.refused.labels(exc.code).inc()
+            # Not what the client calls things: there may be no such document, or user.
+            log.info("a client is refused", extra={**told, "code": exc.code})
             raise
+
+    async def _let_in(self, namespace: str, sid: str, auth: Any, told: dict[str, str]) -> None:
+        """Raises RepSyncError. `told` gets what is known to be true until then."""
+        payload = auth if isinstance(auth, dict) else {}
+        document = _document_of(namespace)
+        token = payload.get("token")
+        identity = await self.identify(token)
+        told["user"] = identity.user.id
+        device = _device(payload.get("device"))
+        if document is not None:
+            async with self._hub.lease(document, since_s=time.monotonic()) as live:
+                told["document"] = str(document)
+                live.demand(identity.user, Right.READ)
+                self._hub.demand_seat(live, ConnectionId(sid))
+            self.demand_unrevoked(identity)  # it may have been while the room was loaded
         allowance = self.seat(identity.user)
         session = Session(
             ConnectionId(sid),
@@ -197,7 +208,6 @@ class Gateway:
             RateLimited: there are as many as there may be.
         """
         if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
-            self._metrics.refused.labels(RateLimited.code).inc()
             raise RateLimited("too many connections of one user", retry_after_ms=5_000)
         self._session_counts[user.id] += 1
         allowance = self._allowances.get(user.id)
@@ -226,6 +236,7 @@ class Gateway:
         session = self._sessions.get(ConnectionId(sid))
         if session is None:
             return
+        log.info("a client is in", extra={**session.facts, "role": session.user.role})
         if session.document is not None:
             await self._documents.enter(session, session.document)
             return
@@ -260,19 +271,18 @@ class Gateway:
         self, session: Session, event: str, args: Sequence[Any], ack: Ack | None
     ) -> None:
         started = time.perf_counter()
-        if session.document is not None and event != "auth:refresh":
-            error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
-            answer: dict[str, Any] = {"ok": False, "error": error.to_wire()}
-        elif len(args) > 1:
-            invalid = Invalid.at("", "an event carries one object")
-            answer = {"ok": False, "error": invalid.to_wire()}
-        else:
-            data = args[0] if args else {}
-            session.is_revoking = event == "auth:revoke"
-            answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
-        self._metrics.count_event(name, "ok" if answer["ok"] else answer["error"]["code"])
-        self._metrics.ack_seconds.observe(time.perf_counter() - started)
+        data = args[0] if args else {}
+        op_id = data.get("op_id") if isinstance(data, dict) else None
+        session.event_count += 1
+        logs.cause.set(Cause(session.id, session.user.id, name, session.event_count, op_id))
+        try:
+            answer = await self._answer(session, event, args)
+        finally:
+            logs.cause.set(None)
+        code = "ok" if answer["ok"] else answer["error"]["code"]
+        self._metrics.events[name, code] += 1
+        self._metrics.ack_seconds["events"].observe(time.perf_counter() - started)
         if ack is not None:
             ack(answer)
         if session.is_revoking:
@@ -281,6 +291,17 @@ class Gateway:
         if event == "subscribe" and answer["ok"] and session.id in self._sessions:
             confirmed = {"subscribed": answer["subscribed"]}
             self._sockets.post("/", [session.id], "subscription:confirmed", confirmed)
+
+    async def _answer(self, session: Session, event: str, args: Sequence[Any]) -> dict[str, Any]:
+        if session.document is not None and event != "auth:refresh":
+            error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
+            return {"ok": False, "error": error.to_wire()}
+        if len(args) > 1:
+            invalid = Invalid.at("", "an event carries one object")
+            return {"ok": False, "error": invalid.to_wire()}
+        session.is_revoking = event == "auth:revoke"
+        data = args[0] if args else {}
+        return await self._registry.dispatch(session.caller, self._services, event, data)
 
     def caught_up(self, sids: Iterable[str]) -> None:
         for sid in sids:
@@ -295,10 +316,19 @@ class Gateway:
             notice = {"reconnect_in_ms": round(random.uniform(0, spread_ms))}
             self._sockets.post(session.namespace, [session.id], "server:draining", notice)
 
-    def disconnected(self, namespace: str, sid: str) -> None:
+    def disconnected(self, namespace: str, sid: str, reason: str) -> None:
         session = self._sessions.pop(ConnectionId(sid), None)
         if session is None:
             return
+        told = {
+            **session.facts,
+            "reason": reason,
+            "after_s": round(time.monotonic() - session.since_s, 1),
+        }
+        if reason in NOT_READING:
+            log.warning("a client that does not read is cut", extra=told)
+        else:
+            log.info("a client is gone", extra=told)
         session.stop_timers()
         self.unseat(session.user.id)
         mine = self._by_user.get(session.user.id)
@@ -381,7 +411,7 @@ class Gateway:
             error = _revoked()
             self._streams.end(session.id, error)
             self._sockets.post(session.namespace, [session.id], "auth:revoked", error.to_wire())
-            self._sockets.cut(session.namespace, session.id)
+            self._sockets.cut(session.namespace, session.id, "revoked")
 
     def is_here(self, connection_id: ConnectionId) -> bool:
         return connection_id in self._sessions
@@ -407,7 +437,7 @@ class Gateway:
         if Right.READ in live.room.rights(connection.user):
             return
         if connection.document:
-            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id)
+            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id, "no_right")
         else:
             self._hub.leave(live.name, connection.id)
 
@@ -437,7 +467,7 @@ class Gateway:
         error = TokenExpired("the token has expired")
         self._streams.end(session.id, error)
         self._sockets.post(session.namespace, [session.id], "auth:expired", error.to_wire())
-        self._sockets.cut(session.namespace, session.id)
+        self._sockets.cut(session.namespace, session.id, "token_expired")
 
 
 def _revoked() -> Unauthenticated:

@@ -25,13 +25,17 @@ def add_routes(app: web.Application, health: Health, metrics: Metrics) -> None:
         ready = health.is_ready
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
-    async def show_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
     async def greet(_: web.Request) -> web.Response:
         return web.Response(text=_GREETING)
 
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_ready)
-    app.router.add_get("/metrics", show_metrics)
+    add_metrics(app, metrics)
     app.router.add_get("/", greet)
+
+
+def add_metrics(app: web.Application, metrics: Metrics) -> None:
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    app.router.add_get("/metrics", show_metrics)

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "repsync"
     bus_secret: SecretStr | None = None
     embedded_worker: bool = True
+    worker_metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     spool_max_bytes: Annotated[int, Field(ge=64 * 1024)] = 256 * 1024 * 1024
     backlog_max_bytes: Annotated[int, Field(ge=64 * 1024)] = 512 * 1024 * 1024
 

@@ -99,10 +99,10 @@ class SocketAudience:
         self.user_of = user_of
 
     def show(self, watchers: Iterable[ConnectionId], update: Update) -> None:
-        self._sockets.send_latest(watchers, update.stream, update.message)
+        self._sockets.send_latest(watchers, update.stream, update.event, update.message)
 
     def tell(self, watchers: Iterable[ConnectionId], update: Update) -> None:
-        self._sockets.send(watchers, update.message)
+        self._sockets.send(watchers, update.event, update.message)
 
     def ended(self, watcher: ConnectionId, stream: str, error: RepSyncError) -> None:
         told = {"stream": stream, "reason": error.code, "message": str(error)}

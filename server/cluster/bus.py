@@ -131,6 +131,8 @@ class Bus:
 
         self.publish_latency_s: float | None = None
         """How long Redis took to confirm the last heartbeat that it confirmed."""
+        self.lag_s = 0.0
+        """How long the last heartbeat of our own was under way, from us to us."""
         self.last_error: str | None = None
         """Why nothing is heard or published now. It may be shown to anybody."""
 
@@ -350,7 +352,8 @@ class Bus:
 
     async def _beat(self) -> None:
         while not self._closing.is_set():
-            await self._publish(HEARTBEAT, self._call("about its state", self._state))
+            state = self._call("about its state", self._state)
+            await self._publish(HEARTBEAT, [time.monotonic(), state])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_every_s):
                     await self._closing.wait()
@@ -383,8 +386,11 @@ class Bus:
         except (ValueError, TypeError, msgpack.UnpackException):
             return False
         match message:
-            case [1, "h", str(instance), state]:
+            case [1, "h", str(instance), told]:
+                sent_s, state = _told(told)
                 if instance == self._instance:
+                    if sent_s is not None:
+                        self.lag_s = time.monotonic() - sent_s  # nobody else can read this clock
                     self._hear_our_own()
                 else:
                     self.hear_of(instance)
@@ -426,6 +432,15 @@ class Bus:
             raise
         except BaseException:  # a panic of native code is no Exception
             log.exception("the bus was failed by who was called %s", what)
+
+
+def _told(told: Any) -> tuple[float | None, Any]:
+    """When a heartbeat was sent, by its sender's clock, and its state. An older version's has no
+    time."""
+    match told:
+        case [float(sent_s), state]:
+            return sent_s, state
+    return None, told
 
 
 def explain(exc: BaseException | None) -> str:

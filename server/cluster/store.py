@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -371,24 +371,45 @@ class ClusterStore:
 
     def watch(self, metrics: Metrics) -> None:
         """Show what is counted here."""
-        for name, text, read in (
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("spool_records", "Records that wait for the shared log", lambda: self._spool.count),
-            ("spool_bytes", "What they take", lambda: self._spool.size_bytes),
-            ("bus_deaf_seconds", "Since something was heard", lambda: self._bus.deaf_s),
-            ("bus_instances", "Instances that are heard of", lambda: len(self._bus.peers) + 1),
+            ("spool_bytes", "What the records in the spool take", lambda: self._spool.size_bytes),
+            (
+                "bus_deaf_seconds",
+                "Since the bus brought a heartbeat of our own",
+                lambda: self._bus.deaf_s,
+            ),
+            (
+                "bus_instances",
+                "Instances that are heard of, this one included",
+                lambda: len(self._bus.peers) + 1,
+            ),
             (
                 "shared_log_away",
                 "Whether appends go to the spool",
                 lambda: self._replicator.is_away,
             ),
-            ("hosted_documents", "Documents followed", lambda: self._replicator.hosted_count),
+            (
+                "hosted_documents",
+                "Documents whose shared log is followed",
+                lambda: self._replicator.hosted_count,
+            ),
             (
                 "unpersisted_bytes",
                 "Records that may be in the shared log alone",
                 lambda: self._replicator.tails_bytes,
             ),
-        ):
-            metrics.watch(f"repsync_{name}", text, read, None)
+            (
+                "bus_lag_seconds",
+                "How long the last heartbeat was under way, from this instance to itself",
+                lambda: self._bus.lag_s,
+            ),
+        ]
+        for name, text, read in gauges:
+            metrics.watch(f"repsync_{name}", text, read)
+        self._mover.watch(metrics)
+        if self._worker is not None:
+            self._worker.watch(metrics)
 
     def report(self) -> dict[str, Any]:
         """The shared log as a dependency in the health report."""

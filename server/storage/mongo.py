@@ -263,8 +263,7 @@ class MongoStore:
                 raise Conflict(f"{doc} exists already") from exc
             log.warning("somebody else wrote to a document", extra={"document": doc})
             raise Unavailable("somebody else wrote to it", retry_after_ms=100) from exc
-        self.stats.commits += 1
-        self.stats.commit_seconds += time.perf_counter() - started
+        self.stats.committed(1, time.perf_counter() - started)
         await self._project(record)
         self._remember(doc, Head(record["pos"], record["seq"], head.listed_at))
         return mongo_log.stored_as(batch, head, by_entry)
@@ -435,8 +434,7 @@ class MongoStore:
             ):
                 raise
             inserted = int(exc.details["nInserted"])
-        self.stats.commits += 1
-        self.stats.commit_seconds += time.perf_counter() - started
+        self.stats.committed(inserted, time.perf_counter() - started)
         return inserted
 
     async def appends_of(self, ops: Collection[str]) -> dict[str, tuple[str, int]]:

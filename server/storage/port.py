@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from crdt.ports import Store
+from server.metrics import COUNTS, Histogram
 
 ANSWERS_KEPT_S = 7 * 86_400
 
@@ -19,9 +20,19 @@ class StoreStats:
     """Counted since the start; read by the metrics."""
 
     appends: int = 0
-    commits: int = 0
-    commit_seconds: float = 0.0
     failures: int = 0
+    commit_seconds: Histogram = field(default_factory=Histogram)
+    commit_records: Histogram = field(default_factory=lambda: Histogram(COUNTS))
+    """How many writes shared a commit."""
+
+    @property
+    def commits(self) -> int:
+        return self.commit_seconds.count
+
+    def committed(self, records: int, seconds: float) -> None:
+        """One commit with one sync. Called by one thread, whichever that is."""
+        self.commit_seconds.observe(seconds)
+        self.commit_records.observe(records)
 
 
 class ServerStore(Store, Protocol):

@@ -140,7 +140,7 @@ class ServerProcess:
 def clean_env() -> dict[str, str]:
     """The environment without anything that would configure a server."""
     ours = ("HOST", "PORT", "DATA_DIR", "CORS_ORIGINS", "MONGODB_URI")
-    ours += ("BUS_SECRET", "EMBEDDED_WORKER", "SPOOL_MAX_BYTES")
+    ours += ("BUS_SECRET", "EMBEDDED_WORKER", "SPOOL_MAX_BYTES", "WORKER_METRICS_PORT")
     return {
         key: value
         for key, value in os.environ.items()

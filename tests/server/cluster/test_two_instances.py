@@ -144,6 +144,19 @@ async def test_a_set_done_on_one_is_told_and_synced_on_the_other(two: Two) -> No
     assert await sets_of(phone) == await sets_of(watch) == {done["set_id"], "s2"}
 
 
+async def test_how_long_a_change_took_to_come_over_is_measured_where_it_comes_to(two: Two) -> None:
+    phone, watch = await two.a.events("ana"), await two.b.events("ana", "watch")
+    await make_workout(phone)
+    await join(watch)
+    done = await log_set(phone)
+    await watch.next("workout:set:completed", lambda event: event["set_id"] == done["set_id"])
+    origin, other = (server.parts.metrics.rooms.shown_seconds for server in two.both)
+    assert other["elsewhere"].count >= 1
+    assert 0 <= other["elsewhere"].total < DEADLINE_S
+    assert (origin["elsewhere"].count, other["here"].count) == (0, 0)
+    assert origin["here"].count >= 2
+
+
 async def test_many_edits_on_both_end_equal(two: Two) -> None:
     phone = await two.a.events("ana")
     await make_workout(phone)
