@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import StreamHub
 from server.transport.server import SocketServer
+from server.watch import Watch
 
 if TYPE_CHECKING:
     from server.cluster.store import ClusterStore
@@ -49,6 +48,7 @@ class Parts:
     sockets: SocketServer
     streams: StreamHub
     health: Health
+    watch: Watch
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
 
@@ -84,13 +84,21 @@ def create_app(settings: Settings) -> web.Application:
         shared=cluster,
         neighbours=None if cluster is None else cluster.neighbours,
     )
-    health = Health(
+    watch = Watch.over(
+        settings,
+        instance,
         store,
-        lambda: {"connections": sockets.connection_count, "rooms": len(hub)},
+        hub,
+        sockets,
+        gateway,
+        metrics,
+        clock,
         auth.key_set,
         cluster,
+        push=lambda alert: None,
     )
-    streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
+    health = watch.health
+    streams = StreamHub(hub, clock, watch.overview.value, sockets.post_latest, gateway.user_of)
     services = Services(
         hub,
         store,
@@ -112,7 +120,7 @@ def create_app(settings: Settings) -> web.Application:
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, watch, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
@@ -164,11 +172,8 @@ async def _sharing(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:
-    watching = asyncio.create_task(app[PARTS].health.watch(), name="health")
-    yield
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    async with app[PARTS].watch.watching():
+        yield
 
 
 async def _drain(app: web.Application) -> None:
