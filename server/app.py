@@ -15,6 +15,7 @@ from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
 from server import http, http_rules, limits
+from server.alerts import sentry
 from server.auth import Authenticator
 from server.gateway import Gateway
 from server.health import Health
@@ -62,6 +63,7 @@ def create_app(settings: Settings) -> web.Application:
     Raises:
         SettingsError, StorageError: it cannot be started like this.
     """
+    sentry.check(settings.sentry_dsn)
     auth = Authenticator.from_settings(settings)
     instance = uuid4().hex[:12]
     store, cluster = _stores(settings, instance)

@@ -102,11 +102,7 @@ class Watch:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Look after the server as long as the block runs.
-
-        Raises:
-            SettingsError: Sentry is asked for and cannot be had.
-        """
+        """Look after the server as long as the block runs."""
         async with self.alerts.watching():
             tasks = [
                 asyncio.create_task(self.health.watch(), name="health"),

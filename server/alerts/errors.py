@@ -70,7 +70,7 @@ class ErrorHandler(logging.Handler):
 
 
 def _key(logger: str, event: str, kind: str, message: str) -> str:
-    about = " ".join(filter(None, (normalised(message), normalised(event), kind)))
+    about = " ".join(filter(None, (normalised(message), event, kind)))
     return f"{logger}: {about}"[:MAX_KEY_CHARS]
 
 

@@ -11,6 +11,8 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from server import VERSION
 from server.alerts.errors import normalised
 from server.settings import SettingsError
@@ -27,39 +29,46 @@ KEPT = frozenset(
 KEPT_OF_FRAME = frozenset(["filename", "abs_path", "function", "module", "lineno", "in_app"])
 
 
-def start(dsn: str) -> None:
-    """Have every error sent that is logged from now on.
+def check(dsn: SecretStr | None) -> None:
+    """Look whether errors can be sent, if that is asked for.
 
     Raises:
-        SettingsError: the package is missing, or the DSN is none.
+        SettingsError: the package is missing, or the DSN is none. The text does not repeat it.
     """
+    if dsn is None:
+        return
     if find_spec("sentry_sdk") is None:
         raise SettingsError(
-            "SENTRY_DSN is set and sentry-sdk is not installed: pip install 'sentry-sdk>=2.40,<3',"
+            "SENTRY_DSN is set and sentry-sdk is not installed: pip install 'sentry-sdk>=2.75,<3',"
             " or unset it"
         )
-    import sentry_sdk
-    from sentry_sdk.integrations.logging import LoggingIntegration
-    from sentry_sdk.utils import BadDsn
+    from sentry_sdk.utils import BadDsn, Dsn
 
     try:
-        sentry_sdk.init(
-            dsn=dsn,
-            release=f"repsync@{VERSION}",
-            # Those of the SDK would send requests, arguments and what was said before.
-            default_integrations=False,
-            auto_enabling_integrations=False,
-            integrations=[LoggingIntegration(level=None, event_level=logging.ERROR)],
-            before_send=scrubbed,
-            send_default_pii=False,
-            include_local_variables=False,
-            include_source_context=False,
-            max_request_body_size="never",
-            max_breadcrumbs=0,
-            server_name="",
-        )
-    except BadDsn as exc:
-        raise SettingsError("SENTRY_DSN is no DSN of Sentry's") from exc
+        Dsn(dsn.get_secret_value())
+    except BadDsn:
+        raise SettingsError("SENTRY_DSN is no DSN of Sentry's") from None
+
+
+def start(dsn: str) -> None:
+    """Have every error sent that is logged from now on."""
+    import sentry_sdk
+    from sentry_sdk.integrations.logging import LoggingIntegration
+
+    sentry_sdk.init(
+        dsn=dsn,
+        release=f"repsync@{VERSION}",
+        # Those of the SDK would send requests, arguments and what was said before.
+        default_integrations=False,
+        auto_enabling_integrations=False,
+        integrations=[LoggingIntegration(level=None, event_level=logging.ERROR)],
+        before_send=scrubbed,
+        include_local_variables=False,
+        include_source_context=False,
+        max_request_body_size="never",
+        max_breadcrumbs=0,
+        server_name="",
+    )
 
 
 def stop(timeout_s: float = 2.0) -> None:

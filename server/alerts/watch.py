@@ -82,11 +82,7 @@ class Alerts:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Count errors, and tell of what is wrong, as long as the block runs.
-
-        Raises:
-            SettingsError: Sentry is asked for and cannot be had.
-        """
+        """Count errors, and tell of what is wrong, as long as the block runs."""
         if self._sentry_dsn is not None:
             sentry.start(self._sentry_dsn)
         logging.getLogger().addHandler(self._handler)

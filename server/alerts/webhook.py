@@ -64,7 +64,7 @@ class Webhook:
         self._has_some = asyncio.Event()
         self._error: str | None = None
         self.sent: Counter[str] = Counter()
-        """By outcome, since the start: `delivered`, `refused`, `failed` (tried again), `dropped`."""
+        """Since the start: `delivered`, `refused`, `failed` (and tried again), `dropped`."""
 
     def send(self, alert: Mapping[str, Any]) -> None:
         """Have it delivered. Never blocks, never raises."""
