@@ -13,6 +13,7 @@ breaker opened or closed says nothing either. It keeps no task and asks nobody b
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -40,7 +41,9 @@ class Breaker:
 
     Args:
         name: what is guarded, for the log.
-        threshold: after so many failures in a row it opens.
+        threshold: after so many failures in a row it opens,
+        least_s: if it has not succeeded for so long, from when the first of them was begun: many
+            that fail at one moment, because a connection is cut, are no reason.
         first_open_s, longest_open_s: how long it is open; twice as long after each attempt that
             fails, up to the longest.
         now: seconds that never go back.
@@ -51,6 +54,7 @@ class Breaker:
         name: str,
         *,
         threshold: int,
+        least_s: float = 0.0,
         first_open_s: float,
         longest_open_s: float,
         now: Callable[[], float] = time.monotonic,
@@ -59,10 +63,12 @@ class Breaker:
         self.opened = 0
         """How often it has opened since the start, from closed."""
         self._threshold = threshold
+        self._least_s = least_s
         self._first_open_s = first_open_s
         self._longest_open_s = longest_open_s
         self._now = now
         self._failures = 0
+        self._failing_since_s = math.inf
         self._open_s = 0.0
         """How long it is open this time; 0 while it is closed."""
         self._opened_at_s = self._retry_at_s = 0.0
@@ -94,7 +100,7 @@ class Breaker:
         Raises:
             BreakerOpen: it is left alone now, or somebody else is trying.
         """
-        attempt = Attempt(self, self._turn, is_failure)
+        attempt = Attempt(self, self._turn, self._now(), is_failure)
         match self.state:
             case BreakerState.OPEN:
                 raise BreakerOpen(self.name, self.retry_in_s)
@@ -107,7 +113,7 @@ class Breaker:
     def look(self) -> Attempt:
         """Try it whatever the state, for the sake of knowing. If it succeeds the breaker closes;
         if not nothing follows, because who only looks may be less patient than others."""
-        return Attempt(self, self._turn, lambda _: False)
+        return Attempt(self, self._turn, self._now(), lambda _: False)
 
     def _end(self, attempt: Attempt, has_failed: bool | None) -> None:
         if self._trial is attempt:
@@ -115,14 +121,16 @@ class Breaker:
         if attempt.turn != self._turn or has_failed is None:
             return
         if not has_failed:
-            self._failures = 0
+            self._failures, self._failing_since_s = 0, math.inf
             if self._open_s:
                 self._close()
         elif self._open_s:
             self._open(min(2 * self._open_s, self._longest_open_s))
         else:
             self._failures += 1
-            if self._failures >= self._threshold:
+            self._failing_since_s = min(self._failing_since_s, attempt.began_s)
+            has_lasted = self._now() - self._failing_since_s >= self._least_s
+            if self._failures >= self._threshold and has_lasted:
                 self.opened += 1
                 self._opened_at_s = self._now()
                 log.warning("a breaker has opened", extra={"breaker": self.name})
@@ -138,6 +146,7 @@ class Breaker:
         self._turn += 1
         self._trial = None
         self._open_s = 0.0
+        self._failures, self._failing_since_s = 0, math.inf
         after_s = round(self._now() - self._opened_at_s, 1)
         log.info("a breaker has closed", extra={"breaker": self.name, "after_s": after_s})
 
@@ -145,12 +154,17 @@ class Breaker:
 class Attempt:
     """One try; what comes of its block is told to the breaker."""
 
-    __slots__ = ("_breaker", "_is_failure", "turn")
+    __slots__ = ("_breaker", "_is_failure", "began_s", "turn")
 
     def __init__(
-        self, breaker: Breaker, turn: int, is_failure: Callable[[Exception], bool]
+        self,
+        breaker: Breaker,
+        turn: int,
+        began_s: float,
+        is_failure: Callable[[Exception], bool],
     ) -> None:
         self._breaker = breaker
+        self.began_s = began_s
         self._is_failure = is_failure
         self.turn = turn
 

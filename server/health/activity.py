@@ -63,6 +63,8 @@ class Activity:
         live = self._hub.find(doc)
         if live is None:
             return
+        view = live.room.view
+        of = view["exercises"].get(view["sets"].get(set_id, {}).get("exercise"), {})
         for type_, award in live.room.awards.get(set_id, {}).items():
             self._records.setdefault(
                 (doc, set_id, type_),
@@ -70,7 +72,7 @@ class Activity:
                     "at_ms": self._clock.now_ms(),
                     "workout_id": doc.id,
                     "user": payload.get("user") or {"id": award.user_id, "name": ""},
-                    "exercise": award.exercise,
+                    "exercise": str(of.get("name") or award.exercise),
                     "type": type_,
                     "value": award.value,
                 },

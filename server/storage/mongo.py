@@ -89,8 +89,9 @@ DURABLE: dict[str, Any] = {
 
 START_TIMEOUT_S = 15.0
 PROBE_TIMEOUT_S = 1.5
-FAILURES_IN_A_ROW = 3
-"""After so many calls that MongoDB did not answer, others are refused at once for a while."""
+FAILURES_IN_A_ROW, FAILING_FOR_S = 3, 1.0
+"""After so many calls that MongoDB did not answer, for so long, others are refused at once for a
+while."""
 FIRST_OPEN_S, LONGEST_OPEN_S = 1.0, 5.0
 TICK_S = 0.5
 SWEEP_EVERY_S = 10.0
@@ -164,6 +165,7 @@ class MongoStore:
         self._breaker = Breaker(
             "MongoDB",
             threshold=FAILURES_IN_A_ROW,
+            least_s=FAILING_FOR_S,
             first_open_s=FIRST_OPEN_S,
             longest_open_s=LONGEST_OPEN_S,
         )

@@ -116,6 +116,37 @@ def test_what_was_begun_before_it_opened_does_not_close_it() -> None:
     assert breaker.state == "open"
 
 
+def test_many_that_fail_at_one_moment_do_not_open_it_but_what_goes_on_does() -> None:
+    ticker = Ticker()
+    breaker = Breaker(
+        "it", threshold=3, least_s=1.0, first_open_s=1.0, longest_open_s=8.0, now=ticker
+    )
+    fail(breaker, 10)
+    assert breaker.state == "closed"
+    ticker.advance(0.5)
+    succeed(breaker)
+    ticker.advance(0.6)
+    fail(breaker, 10)
+    assert breaker.state == "closed"
+    ticker.advance(1.0)
+    fail(breaker)
+    assert breaker.state == "open"
+
+
+def test_those_that_have_waited_together_open_it_at_once() -> None:
+    ticker = Ticker()
+    breaker = Breaker(
+        "it", threshold=3, least_s=1.0, first_open_s=1.0, longest_open_s=8.0, now=ticker
+    )
+    waiting = [breaker.attempt() for _ in range(3)]
+    ticker.advance(5.0)
+    for attempt in waiting:
+        assert breaker.state == "closed"
+        with contextlib.suppress(OSError), attempt:
+            raise OSError
+    assert breaker.state == "open"
+
+
 def test_who_only_looks_is_always_let_in_and_closes_it_but_never_opens_it() -> None:
     breaker = make(Ticker())
     for _ in range(2 * THRESHOLD):
