@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 
 import server as package
 from crdt import ids
@@ -19,12 +20,14 @@ from handlers.context import Context
 from server.alerts.errors import THRESHOLDS
 from server.health.activity import MAX_RECORDS
 from server.replay.devices import EventClient
+from tests.helpers.receivers import receiving
 from tests.helpers.rooms import until
 from tests.helpers.servers import ROOT, RunningServer, running_server
 from tests.server.transport.support import deaf, shrink
 
 WORKOUT = ids.workout("w")
 HERE = {"workout_id": WORKOUT.id}
+PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -300,6 +303,33 @@ async def test_a_store_that_fails_is_an_alert_until_it_is_back(
         "an alert is resolved",
     ]
     assert {vars(record)["key"] for record in said} == {"dependency:store"}
+
+
+async def test_alerts_reach_the_webhook_and_what_is_wrong_with_that_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with receiving() as receiver:
+        receiver.statuses = [503, 503]
+        secret = SecretStr("a secret of more than thirty-two bytes")
+        async with running_server(
+            tmp_path, alert_webhook_url=SecretStr(receiver.url), alert_webhook_secret=secret
+        ) as server:
+            with monkeypatch.context() as patch:
+                patch.setattr(server.parts.store, "check", fail_with(Unavailable("not now")))
+                await until(lambda: "dependency:webhook" in alerts(server), PATIENCE_S)
+                await until(lambda: receiver.got, PATIENCE_S)
+            await until(lambda: len(receiver.got) == 2 and not alerts(server), PATIENCE_S)
+            report = server.parts.health.report()["dependencies"]["webhook"]
+            assert (report["state"], report["waiting"]) == ("healthy", 0)
+            async with aiohttp.ClientSession(server.url) as http, http.get("/metrics") as response:
+                text = await response.text()
+    assert 'repsync_alert_deliveries_total{outcome="delivered"} 2.0' in text
+    assert 'repsync_alert_deliveries_total{outcome="failed"} 2.0' in text
+    fired, resolved = receiver.got
+    assert (fired["key"], fired["state"]) == ("dependency:store", "firing")
+    assert (resolved["key"], resolved["state"]) == ("dependency:store", "resolved")
+    assert fired["id"] == resolved["id"]
+    assert fired["server_time"] <= resolved["server_time"]
 
 
 async def test_handlers_that_fail_again_and_again_are_an_alert(
