@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from server import VERSION
 from server.cluster.peers import Peers
 from tests.helpers.mongo_servers import MongoProcess
+from tests.helpers.proxies import proxied
 from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.rooms import until
 from tests.helpers.servers import RunningServer, running_server
@@ -118,6 +119,31 @@ async def test_a_redis_that_is_away_is_seen_with_an_open_breaker_until_it_is_bac
     assert report["dependencies"]["redis"]["breaker"] == "closed"
     await until(lambda: two.a.parts.health.report()["spool_bytes"] == 0, PATIENCE_S)
     await until(lambda: not firing(), PATIENCE_S)
+
+
+async def test_a_redis_that_answers_too_slowly_is_half_open_while_it_is_tried(
+    tmp_path: Path, redis_process: RedisProcess, mongo_uri: str
+) -> None:
+    async with (
+        proxied("127.0.0.1", redis_process.port) as proxy,
+        running_server(
+            tmp_path / "a",
+            redis_url=proxy.url(redis_process.url),
+            redis_prefix=f"t{uuid4().hex[:8]}",
+            mongodb_uri=mongo_uri,
+        ) as server,
+    ):
+        phone = await server.events("ana")
+        await phone.do("workout:create", HERE)
+        squat = {**HERE, "exercise_id": "squat", "exercise": {"name": "Squat"}}
+        proxy.latency(0.15)
+        done = await phone.do("workout:exercise:add", squat)
+        assert done["durability"] == "local"
+        await until(lambda: dependencies(server)["redis"]["breaker"] == "half_open", PATIENCE_S)
+        assert dependencies(server)["redis"]["state"] == "degraded"
+        proxy.heal()
+        await until(lambda: dependencies(server)["redis"]["breaker"] == "closed", PATIENCE_S)
+        await until(lambda: is_well(server), PATIENCE_S)
 
 
 async def test_a_mongodb_that_is_away_is_left_alone_until_it_is_back(two: Two) -> None:
