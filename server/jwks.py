@@ -63,6 +63,7 @@ class JwksClient:
         self._now = now
         self._keys: KeySet | None = None
         self._fetched_at = 0.0
+        self._took_s: float | None = None
         # Whoever asks, the endpoint is left alone for a while after each fetch that failed.
         self.breaker = Breaker(
             "the key set",
@@ -134,6 +135,8 @@ class JwksClient:
             "keys": keys.count if keys is not None else 0,
             "breaker": self.breaker.state,
         }
+        if self._took_s is not None:
+            report["latency_ms"] = round(self._took_s * 1_000, 3)
         if self._keys is not None:
             report["age_s"] = round(self._now() - self._fetched_at, 1)
         if self._error is not None:
@@ -179,7 +182,10 @@ class JwksClient:
     async def _renew(self) -> None:
         try:
             with self.breaker.attempt():
-                self._take(read_key_set(await self._download()))
+                started = time.perf_counter()
+                keys = read_key_set(await self._download())
+                self._took_s = time.perf_counter() - started
+                self._take(keys)
         except BreakerOpen:
             pass  # asked for by a token, too early; `_due` is when it is tried again
         except KeySetError as exc:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from crdt.ports import Clock
@@ -133,7 +134,7 @@ class Alerts:
             metrics.watch(
                 "repsync_alerts_firing",
                 "Alerts that are firing",
-                lambda severity=severity: firing(severity),  # type: ignore[misc]
+                partial(firing, severity),
                 {"severity": severity},
             )
         if (webhook := self._webhook) is not None:

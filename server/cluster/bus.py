@@ -131,8 +131,8 @@ class Bus:
 
         self.publish_latency_s: float | None = None
         """How long Redis took to confirm the last heartbeat that it confirmed."""
-        self.round_trip_s: float | None = None
-        """How long the last one that came back was under way."""
+        self.lag_s = 0.0
+        """How long the last heartbeat of our own was under way, from us to us."""
         self._published_at_s = 0.0
         self.last_error: str | None = None
         """Why nothing is heard or published now. It may be shown to anybody."""
@@ -400,7 +400,7 @@ class Bus:
     def _hear_our_own(self) -> None:
         now_s = time.monotonic()
         silent_s, self._heard_at_s = now_s - self._heard_at_s, now_s
-        self.round_trip_s = now_s - self._published_at_s
+        self.lag_s = now_s - self._published_at_s
         if not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + self._deaf_after_s)
         if self._failures:

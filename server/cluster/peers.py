@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-MAX_SHOWN = 100
+MAX_SHOWN, MAX_NAME_CHARS = 100, 64
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -60,7 +60,7 @@ class Peers:
 
 def shown(instance: str, standing: Standing, seen_s_ago: float = 0.0) -> dict[str, Any]:
     return {
-        "instance": instance,
+        "instance": instance[:MAX_NAME_CHARS],
         **standing.model_dump(),
         "seen_ms_ago": max(0, round(seen_s_ago * 1_000)),
     }

@@ -412,7 +412,7 @@ class ClusterStore:
         report: dict[str, Any] = {
             "kind": "redis",
             "state": "degraded" if error or self.is_deaf else "healthy",
-            "latency_ms": round((self._bus.round_trip_s or 0.0) * 1_000, 3),
+            "latency_ms": round(self._bus.lag_s * 1_000, 3),
             "deaf_s": round(self._bus.deaf_s, 1),
             "is_deaf": self.is_deaf,
         }
