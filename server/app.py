@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,16 +15,19 @@ from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
+from handlers.streams import Sources
 from server import http, http_rules, limits
 from server.alerts import sentry
+from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
+from server.sse import EventStreams
 from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
-from server.streams import StreamHub
+from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
 from server.watch import Watch
 
@@ -48,6 +52,7 @@ class Parts:
     gateway: Gateway
     sockets: SocketServer
     streams: StreamHub
+    viewers: EventStreams
     health: Health
     watch: Watch
     cluster: ClusterStore | None = None
@@ -97,10 +102,25 @@ def create_app(settings: Settings) -> web.Application:
         clock,
         auth.key_set,
         cluster,
-        push=lambda alert: None,
+        push=lambda alert: streams.push("system:alerts", alert),
     )
     health = watch.health
-    streams = StreamHub(hub, clock, watch.overview.value, sockets.post_latest, gateway.user_of)
+    sources = Sources(hub, store, health=watch.overview.value, public_health=health.report)
+    streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of), instance)
+    viewers = EventStreams(
+        gateway,
+        streams,
+        instance,
+        stall_timeout_s=settings.stall_timeout_s,
+        drain_spread_s=settings.drain_spread_s,
+        max_viewers=settings.max_connections,
+    )
+
+    def show_health(_: object) -> None:
+        for stream in ("system:health", "health:live"):
+            streams.changed(stream)
+
+    health.on_change(show_health)
     services = Services(
         hub,
         store,
@@ -111,7 +131,7 @@ def create_app(settings: Settings) -> web.Application:
         limits=limits.of_handlers(settings),
     )
     neighbours = None if cluster is None else cluster.neighbours
-    gateway.open(sockets, hub, services, streams, neighbours)
+    gateway.open(sockets, hub, services, streams, viewers, neighbours)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
     if cluster is not None:
         cluster.watch(metrics)
@@ -122,9 +142,11 @@ def create_app(settings: Settings) -> web.Application:
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, watch, cluster)
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, viewers, health, watch, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
+    viewers.add_routes(app)
+    SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
@@ -185,7 +207,7 @@ async def _drain(app: web.Application) -> None:
     parts.sockets.drain()
     parts.gateway.announce_end()
     parts.streams.close()
-    await parts.hub.close()
+    await asyncio.gather(parts.viewers.drain(), parts.hub.close())
     await parts.sockets.close_all()
 
 

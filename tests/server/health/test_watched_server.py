@@ -305,6 +305,39 @@ async def test_a_store_that_fails_is_an_alert_until_it_is_back(
     assert {vars(record)["key"] for record in said} == {"dependency:store"}
 
 
+async def test_admins_watch_a_dependency_fail_and_come_back(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = await server.events("ana", role="admin")
+    answer = await board.do("subscribe", {"streams": ["system:health", "system:alerts"]})
+    assert answer["denied"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr(server.parts.store, "check", fail_with(Unavailable("not now")))
+        shown = await board.next("system:health", lambda value: value["status"] == "unhealthy")
+        assert shown["dependencies"]["store"]["error"] == "not now"
+        fired = await board.next("system:alert")
+        assert (fired["stream"], fired["key"]) == ("system:alerts", "dependency:store")
+        assert (fired["severity"], fired["state"]) == ("critical", "firing")
+        shown = await board.next("system:health", lambda value: value["alerts"])
+        assert shown["alerts"][0]["id"] == fired["id"]
+    resolved = await board.next("system:alert")
+    assert (resolved["id"], resolved["state"]) == (fired["id"], "resolved")
+    assert resolved["seq"] == fired["seq"] + 1
+    shown = await board.next("system:health", lambda value: value["status"] == "healthy")
+    assert {"instances", "busiest", "live", "records", "history"} <= shown.keys()
+
+
+async def test_who_is_no_admin_sees_no_more_than_anybody(
+    server: RunningServer, http: aiohttp.ClientSession
+) -> None:
+    _, report = await get(http, "/health")
+    hidden = server.parts.watch.overview.value().keys() - report.keys()
+    assert hidden == {
+        *("instances", "busiest", "live", "records", "history", "alerts"),
+        "quarantined_documents",
+    }
+
+
 async def test_alerts_reach_the_webhook_and_what_is_wrong_with_that_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
