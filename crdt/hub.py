@@ -23,7 +23,15 @@ from typing import Any
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
-from crdt.errors import Conflict, NotFound, Outdated, RoomFull, TooLarge, Unavailable
+from crdt.errors import (
+    Conflict,
+    DocumentDamaged,
+    NotFound,
+    Outdated,
+    RoomFull,
+    TooLarge,
+    Unavailable,
+)
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
@@ -48,6 +56,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 CLOSE_TIMEOUT_S = 5.0
+MAX_DAMAGED = 1_000
 
 _TOLD = (Conflict, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
@@ -101,6 +110,9 @@ class RoomHub:
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
         self._kept: Counter[DocName] = Counter()
+        self.damaged: dict[DocName, str] = {}
+        """Documents that could not be read when they were opened last, and why: the last
+        `MAX_DAMAGED` of them."""
 
     def __len__(self) -> int:
         return len(self._rooms)
@@ -108,6 +120,12 @@ class RoomHub:
     @property
     def live(self) -> Iterable[LiveRoom]:
         return self._rooms.values()
+
+    @property
+    def oldest_waiting_s(self) -> float:
+        """How long the change has waited that has waited longest for its append; 0 if none does."""
+        since_s = [live.waiting_since_s for live in self._rooms.values() if live.waiters]
+        return time.monotonic() - min(since_s) if since_s else 0.0
 
     # -- opening and leaving ----------------------------------------------------------------
 
@@ -328,8 +346,13 @@ class RoomHub:
 
     async def _load(self, name: DocName) -> LiveRoom:
         now_s = time.monotonic()
-        loaded = await self._store.load(name)
+        try:
+            loaded = await self._store.load(name)
+        except DocumentDamaged as exc:
+            self._note_damage(name, str(exc))
+            raise
         if loaded is None:
+            self.damaged.pop(name, None)
             raise NotFound(f"there is no {name}")
         try:
             live = self._rooms[name] = LiveRoom(name, self._room(name, loaded))
@@ -338,7 +361,9 @@ class RoomHub:
             log.exception("a document cannot be read", extra={"document": str(name)})
             if self._shared is not None:
                 self._shared.release(name)
-            raise Unavailable(f"{name} is damaged") from exc
+            self._note_damage(name, f"it cannot be read: {type(exc).__name__}")
+            raise DocumentDamaged(f"{name} is damaged") from exc
+        self.damaged.pop(name, None)
         live.fresh_at_s = now_s
         took_ms = round((time.monotonic() - now_s) * 1_000, 1)
         told = {"document": str(name), "records": len(loaded.updates), "took_ms": took_ms}
@@ -347,6 +372,12 @@ class RoomHub:
             live.presence, live.elsewhere = orphan.presence, orphan.elsewhere
         self._watch_idle(live)
         return live
+
+    def _note_damage(self, name: DocName, why: str) -> None:
+        self.damaged.pop(name, None)
+        self.damaged[name] = why
+        if len(self.damaged) > MAX_DAMAGED:
+            del self.damaged[next(iter(self.damaged))]
 
     def _room(self, name: DocName, loaded: Loaded | None = None) -> Room:
         return Room(name, loaded, self._limits, is_shared=self._shared is not None)
@@ -445,6 +476,8 @@ class RoomHub:
         if not live.came_in_s:
             live.came_in_s = came_in_s
         stored: asyncio.Future[Stored] = loop.create_future()
+        if not live.waiters:
+            live.waiting_since_s = time.monotonic()
         live.waiters.append(stored)
         if live.append is None:
             # Not at once: what else arrives in this turn of the loop goes into the same append.
@@ -462,6 +495,7 @@ class RoomHub:
             return
         came_in_s, live.came_in_s = live.came_in_s, 0.0
         started_s = time.perf_counter()
+        live.append_began_s = time.monotonic()
         live.append = asyncio.ensure_future(self._store.append(batch.append))
         live.append.add_done_callback(partial(self._on_appended, live, batch, came_in_s, started_s))
 
@@ -510,6 +544,7 @@ class RoomHub:
     def _acknowledge(live: LiveRoom, count: int, stored: Stored) -> None:
         """Tell the first of those who wait that their changes are durable."""
         done, live.waiters = live.waiters[:count], live.waiters[count:]
+        live.waiting_since_s = live.append_began_s  # the others came while that was under way
         for index, waiter in enumerate(done):
             if not waiter.done():
                 waiter.set_result(stored.of(index))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from handlers import REGISTRY
 from handlers.context import Services
 from handlers.streams import Sources
 from server import http, http_rules, instruments, limits
+from server.alerts import sentry
 from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.gateway import Gateway
@@ -29,6 +29,7 @@ from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
+from server.watch import Watch
 
 if TYPE_CHECKING:
     from server.cluster.store import ClusterStore
@@ -56,6 +57,7 @@ class Parts:
     viewers: EventStreams
     health: Health
     metrics: Metrics
+    watch: Watch
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
 
@@ -69,6 +71,7 @@ def create_app(settings: Settings) -> web.Application:
     Raises:
         SettingsError, StorageError: it cannot be started like this.
     """
+    sentry.check(settings.sentry_dsn)
     auth = Authenticator.from_settings(settings)
     instance = uuid4().hex[:12]
     store, cluster = _stores(settings, instance)
@@ -92,13 +95,21 @@ def create_app(settings: Settings) -> web.Application:
         neighbours=None if cluster is None else cluster.neighbours,
         observer=metrics.rooms,
     )
-    health = Health(
+    watch = Watch.over(
+        settings,
+        instance,
         store,
-        lambda: {"connections": sockets.connection_count, "rooms": len(hub)},
+        hub,
+        sockets,
+        gateway,
+        metrics,
+        clock,
         auth.key_set,
         cluster,
+        push=lambda alert: streams.push("system:alerts", alert),
     )
-    sources = Sources(hub, store, health=health.report, public_health=health.report)
+    health = watch.health
+    sources = Sources(hub, store, health=watch.overview.value, public_health=health.report)
     streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of), instance)
     viewers = EventStreams(
         gateway,
@@ -108,6 +119,12 @@ def create_app(settings: Settings) -> web.Application:
         drain_spread_s=settings.drain_spread_s,
         max_viewers=settings.max_connections,
     )
+
+    def show_health(_: object) -> None:
+        for stream in ("system:health", "health:live"):
+            streams.changed(stream)
+
+    health.on_change(show_health)
     services = Services(
         hub,
         store,
@@ -130,6 +147,7 @@ def create_app(settings: Settings) -> web.Application:
         viewers,
         health,
         metrics,
+        watch,
         cluster,
     )
     instruments.show(parts)
@@ -190,11 +208,8 @@ async def _sharing(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:
-    watching = asyncio.create_task(app[PARTS].health.watch(), name="health")
-    yield
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    async with app[PARTS].watch.watching():
+        yield
 
 
 async def _drain(app: web.Application) -> None:

@@ -13,6 +13,7 @@ _GREETING = """RepSync is running.
 
 Socket.IO v4 at /socket.io/, namespaces / and /yjs|<document>
 /health  how it is      /ready  whether to send clients here      /metrics  for Prometheus
+/live    that it runs
 """
 
 
@@ -25,11 +26,15 @@ def add_routes(app: web.Application, health: Health, metrics: Metrics) -> None:
         ready = health.is_ready
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
+    async def show_live(_: web.Request) -> web.Response:
+        return web.json_response({"live": True})  # who can answer this is
+
     async def greet(_: web.Request) -> web.Response:
         return web.Response(text=_GREETING)
 
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_ready)
+    app.router.add_get("/live", show_live)
     add_metrics(app, metrics)
     app.router.add_get("/", greet)
 

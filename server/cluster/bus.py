@@ -133,8 +133,12 @@ class Bus:
         """How long Redis took to confirm the last heartbeat that it confirmed."""
         self.lag_s = 0.0
         """How long the last heartbeat of our own was under way, from us to us."""
+        self._published_at_s = 0.0
         self.last_error: str | None = None
         """Why nothing is heard or published now. It may be shown to anybody."""
+        self.publish_error: str | None = None
+        """Why the last heartbeat could not be published, likewise. It went the way of everything
+        that Redis is asked for."""
 
     async def open(self) -> None:
         """Start. Redis may be away."""
@@ -352,15 +356,14 @@ class Bus:
 
     async def _beat(self) -> None:
         while not self._closing.is_set():
-            state = self._call("about its state", self._state)
-            await self._publish(HEARTBEAT, [time.monotonic(), state])
+            await self._publish(HEARTBEAT, self._call("about its state", self._state))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_every_s):
                     await self._closing.wait()
         await self._publish(GOODBYE)
 
     async def _publish(self, kind: str, *more: Any) -> None:
-        started_s = time.monotonic()
+        started_s = self._published_at_s = time.monotonic()
         try:
             data = msgpack.packb([VERSION, kind, self._instance, *more])
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
@@ -373,10 +376,11 @@ class Bus:
                 else:
                     await self._redis.publish(self._heartbeat_channel, data)
             self.publish_latency_s = time.monotonic() - started_s
+            self.publish_error = None
         except (exceptions.RedisError, OSError) as exc:
-            self.last_error = explain(exc)
+            self.last_error = self.publish_error = explain(exc)
         except Exception:
-            self.last_error = explain(None)
+            self.last_error = self.publish_error = explain(None)
             log.exception("a heartbeat could not be made")
 
     def _take_heartbeat(self, data: bytes) -> bool:
@@ -386,11 +390,8 @@ class Bus:
         except (ValueError, TypeError, msgpack.UnpackException):
             return False
         match message:
-            case [1, "h", str(instance), told]:
-                sent_s, state = _told(told)
+            case [1, "h", str(instance), state]:
                 if instance == self._instance:
-                    if sent_s is not None:
-                        self.lag_s = time.monotonic() - sent_s  # nobody else can read this clock
                     self._hear_our_own()
                 else:
                     self.hear_of(instance)
@@ -404,6 +405,7 @@ class Bus:
     def _hear_our_own(self) -> None:
         now_s = time.monotonic()
         silent_s, self._heard_at_s = now_s - self._heard_at_s, now_s
+        self.lag_s = now_s - self._published_at_s
         if not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + self._deaf_after_s)
         if self._failures:
@@ -432,15 +434,6 @@ class Bus:
             raise
         except BaseException:  # a panic of native code is no Exception
             log.exception("the bus was failed by who was called %s", what)
-
-
-def _told(told: Any) -> tuple[float | None, Any]:
-    """When a heartbeat was sent, by its sender's clock, and its state. An older version's has no
-    time."""
-    match told:
-        case [float(sent_s), state]:
-            return sent_s, state
-    return None, told
 
 
 def explain(exc: BaseException | None) -> str:

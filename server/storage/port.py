@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from crdt.ports import Store
+from server.breaker import Breaker
 from server.metrics import COUNTS, Histogram
 
 ANSWERS_KEPT_S = 7 * 86_400
@@ -45,6 +46,10 @@ class ServerStore(Store, Protocol):
     @property
     def stats(self) -> StoreStats:
         """What it has done so far."""
+
+    @property
+    def breaker(self) -> Breaker | None:
+        """What keeps others from asking it while it does not answer; None if nothing does."""
 
     async def open(self) -> None:
         """Make it ready, before anything else is asked of it.
