@@ -53,7 +53,7 @@ class ErrorHandler(logging.Handler):
         if record.name.startswith((__package__, "sentry_sdk")):
             return  # what tells of errors must not make some of its own
         kind = record.exc_info[0] if record.exc_info else None
-        event = vars(record).get("event")
+        event = vars(record).get("intent")
         self._waiting.append(
             (
                 record.name,

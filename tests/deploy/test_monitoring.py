@@ -115,7 +115,7 @@ async def test_every_metric_is_on_the_dashboard_or_in_an_alert(tmp_path: Path) -
 
 
 def test_every_alert_is_explained_where_it_points_to() -> None:
-    section = OPERATIONS.split("\n## Alerts\n")[1].split("\n## ")[0]
+    section = OPERATIONS.split("\n## Alert rules\n")[1].split("\n## ")[0]
     explained = re.findall(r"^\| `(RepSync\w+)` \|", section, re.MULTILINE)
     assert sorted(explained) == sorted(ALERTS)
     headings = {

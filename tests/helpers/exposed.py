@@ -17,6 +17,8 @@ _SETTINGS = {
         "jwt_jwks_url": "http://127.0.0.1:1/keys",
         "redis_url": "redis://127.0.0.1:1",
         "mongodb_uri": "mongodb://127.0.0.1:1/repsync",
+        "alert_webhook_url": "http://127.0.0.1:1/alerts",
+        "alert_webhook_secret": "a secret of more than thirty-two bytes",
     },
 }
 

@@ -64,7 +64,7 @@ def test_errors_are_grouped_by_logger_message_event_and_kind(handler: ErrorHandl
         try:
             raise KeyError(f"set-{number}")
         except KeyError:
-            log.exception("handler failed", extra={"event": "workout:start", "connection": number})
+            log.exception("handler failed", extra={"intent": "workout:start", "connection": number})
     log.error("append failed for %s", "workout:w")
     log.warning("this is none")
     *handled, append = handler.take()
