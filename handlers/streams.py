@@ -9,10 +9,10 @@ from pydantic import Field
 
 from crdt import ids
 from crdt.access import Right
-from crdt.errors import Conflict, Forbidden, NotFound, RepSyncError
+from crdt.errors import Conflict, ErrorObject, Forbidden, NotFound, RepSyncError
 from crdt.ids import DocKind
 from handlers.context import Context
-from handlers.registry import Payload, Registry
+from handlers.registry import Payload, Registry, Reply
 
 registry = Registry()
 
@@ -25,7 +25,15 @@ class StreamList(Payload):
     ]
 
 
-@registry.on("subscribe", StreamList)
+class Subscribed(Reply):
+    """What is watched from now on, and why the others are not."""
+
+    subscribed: list[str]
+    denied: list[str]
+    errors: Annotated[dict[str, ErrorObject], Field(description="stream -> why not")]
+
+
+@registry.on("subscribe", StreamList, Subscribed)
 async def subscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     """Watch streams: the current value of each comes first, then its changes."""
     subscribed: list[str] = []
@@ -44,7 +52,11 @@ async def subscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     return {"subscribed": subscribed, "denied": list(errors), "errors": errors}
 
 
-@registry.on("unsubscribe", StreamList)
+class Unsubscribed(Reply):
+    unsubscribed: list[str]
+
+
+@registry.on("unsubscribe", StreamList, Unsubscribed)
 async def unsubscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     """Watch these streams no more."""
     return {"unsubscribed": ctx.services.streams.unsubscribe(ctx.caller.connection_id, msg.streams)}
