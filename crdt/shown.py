@@ -26,6 +26,9 @@ from crdt.schema import (
 Status = Literal["planned", "active", "paused", "completed", "abandoned"]
 WorkoutRole = Literal["owner", "coach", "participant", "spectator"]
 TemplateRole = Literal["owner", "editor", "viewer"]
+DurabilityShown = Literal["disk", "cluster", "local"]
+"""Where a change is: on this server's disk, in the shared log, or (while that is away) on this
+instance's disk, to be published later."""
 DocumentId = Annotated[str, Field(examples=["leg-day"])]
 Count = Annotated[int, Field(ge=0)]
 

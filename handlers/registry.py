@@ -23,8 +23,9 @@ from crdt.errors import (
     Unavailable,
 )
 from crdt.ids import UserId
-from crdt.ports import Answer, Durability
+from crdt.ports import Answer
 from crdt.schema import Strict
+from crdt.shown import DurabilityShown
 from handlers.context import Caller, Context, Services
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class ChangeReply(Reply):
     """The answer to a change, once it is durable, and where: `disk` (embedded), `cluster` (in the
     shared log), `local` (the shared log is away: on this instance's disk, published later)."""
 
-    durability: Durability
+    durability: DurabilityShown
 
 
 class Failure(BaseModel):
