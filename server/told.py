@@ -142,12 +142,19 @@ class WorkoutProgress(OfWorkout):
 
 
 class Dependency(BaseModel):
-    """How one part is. What else is told depends on its kind."""
+    """How one part is. What is told of it depends on its kind."""
 
     kind: str | None = None
     state: Literal["healthy", "degraded", "unhealthy"]
     latency_ms: float | None = None
     error: str | None = None
+    lag_ms: float | None = None
+    keys: int | None = None
+    age_s: float | None = None
+    deaf_s: float | None = None
+    spool_records: int | None = None
+    spool_bytes: int | None = None
+    instances: int | None = None
 
 
 class HealthReport(BaseModel):

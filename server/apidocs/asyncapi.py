@@ -20,8 +20,8 @@ from handlers import REGISTRY
 from handlers.connection import AuthRefreshed, RefreshAuth
 from handlers.membership import USER_EVENTS
 from handlers.registry import Failure
-from server import told
-from server.apidocs.schemas import VERSION, Schema, Schemas, first_line, paragraph
+from server import VERSION, told
+from server.apidocs.schemas import Schema, Schemas, first_line, paragraph
 
 EVENTS, DOCUMENT = "events", "document"
 """The channels."""

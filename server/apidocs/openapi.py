@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from handlers.registry import Failure
-from server import told
-from server.apidocs.schemas import VERSION, Schemas
+from server import VERSION, told
+from server.apidocs.schemas import Schemas
 
 Content = type[BaseModel] | str
 """What a response holds: a model, as JSON; else its media type."""

@@ -10,8 +10,6 @@ from pydantic.json_schema import models_json_schema
 
 Schema = dict[str, Any]
 
-VERSION = "0.1.0"
-
 
 class Schemas:
     """The schemas of all these models, and of what they are made of. A model may be missing fields
