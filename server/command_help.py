@@ -95,7 +95,7 @@ examples:
 run it with the settings, as the user and on the machine of the server. Each
 check takes 3 s at most.
 
-settings: those of serve
+settings: all of serve, above all DATA_DIR PORT JWT_SECRET REDIS_URL MONGODB_URI
 exit codes:
   0  nothing failed; there may be warnings
   1  something failed, and the line says what to do

@@ -10,12 +10,14 @@ from typing import Any
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
-from server.doctor.finding import Finding, address, failure, ok, warning, why, within
+from server.doctor import network
+from server.doctor.finding import Finding, address, failure, ok, warning, within
 from server.doctor.shared_log import judge_clock
 from server.storage.mongo import DEFAULT_DATABASE, client_of, is_replicated
 from server.storage.port import StorageError
 
-ANSWER_TIMEOUT_S = 2.5
+ANSWER_TIMEOUT_S = 1.5
+MONGODB_PORT = 27017
 
 UNAUTHORIZED, AUTHENTICATION_FAILED = 13, 18
 
@@ -37,7 +39,9 @@ async def examine(uri: str) -> AsyncIterator[Finding]:
         yield failure("mongodb", str(exc))
         return
     try:
-        reached = await within("mongodb", where, reach(client, where))
+        reached = await within("mongodb", where, reach(uri, where))
+        if reached.level == "ok":
+            reached = await within("mongodb", where, greet(client, uri, where))
         yield reached
         if reached.level != "ok":
             return
@@ -51,7 +55,17 @@ async def examine(uri: str) -> AsyncIterator[Finding]:
         await client.close()
 
 
-async def reach(client: Client, where: str) -> Finding:
+async def reach(uri: str, where: str) -> Finding:
+    """Whether it takes connections."""
+    if not uri.startswith("mongodb+srv:"):  # who is there, is asked by the driver
+        try:
+            await network.demand_reachable(network.places(uri, MONGODB_PORT))
+        except network.Unreachable as exc:
+            return failure("mongodb", f"{where}: {exc} (MONGODB_URI)")
+    return ok("mongodb", f"{where} takes connections")
+
+
+async def greet(client: Client, uri: str, where: str) -> Finding:
     """Whether one answers that takes writes."""
     started_s = time.monotonic()
     try:
@@ -61,20 +75,16 @@ async def reach(client: Client, where: str) -> Finding:
     except ConfigurationError as exc:
         return failure("mongodb", f"{where} cannot be found ({exc}): correct MONGODB_URI")
     except PyMongoError as exc:
-        return _unreached(client, exc, where)
+        servers = client.topology_description.server_descriptions().values()
+        if any(server.is_readable for server in servers):
+            return failure("mongodb", f"{where} has no primary: look at rs.status()")
+        causes = [server.error for server in servers if server.error is not None]
+        uses_tls = client.options.pool_options._ssl_context is not None
+        reason = await network.why_silent(
+            network.places(uri, MONGODB_PORT), uses_tls, causes[0] if causes else exc
+        )
+        return failure("mongodb", f"{where}: {reason} (MONGODB_URI)")
     return ok("mongodb", f"{where} answers, {(time.monotonic() - started_s) * 1_000:.1f} ms")
-
-
-def _unreached(client: Client, exc: PyMongoError, where: str) -> Finding:
-    servers = client.topology_description.server_descriptions().values()
-    causes = [server.error for server in servers if server.error is not None]
-    for cause in causes:
-        if isinstance(cause, OperationFailure):
-            return _refusal(cause, where)
-    if not causes and any(server.is_readable for server in servers):
-        return failure("mongodb", f"{where} has no primary: look at the replica set, rs.status()")
-    does, remedy = why(causes[0] if causes else exc)
-    return failure("mongodb", f"{where} {does}: {remedy} (MONGODB_URI)")
 
 
 def _refusal(exc: OperationFailure, where: str) -> Finding:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
-
-import redis.exceptions
 
 T = TypeVar("T")
 
@@ -96,44 +92,3 @@ def address(url: str) -> str:
     if parts.scheme == "unix":
         return parts.path
     return parts.netloc.rpartition("@")[2]
-
-
-def why(exc: BaseException) -> tuple[str, str]:
-    """What came between us and a server: (what it does, what to do), as far as it can be told."""
-    for cause in _chain(exc):
-        match cause:
-            case ssl.SSLCertVerificationError():
-                return (
-                    f"shows a certificate that is not trusted ({cause.verify_message})",
-                    "give its CA's file in the address's options, or correct the host",
-                )
-            case ssl.SSLError():
-                return "does not speak TLS as we do", "leave TLS out of the address, or correct it"
-            case socket.gaierror():
-                return "has a name that cannot be resolved", "correct the host name, or DNS"
-            case ConnectionRefusedError():
-                return "refuses connections", "start it, or correct host and port"
-            case FileNotFoundError():
-                return "is not there", "start it, or correct the path"
-            case PermissionError():
-                return "may not be connected to from here", "look at the rights, or the firewall"
-            case TimeoutError() | redis.exceptions.TimeoutError():
-                return (
-                    "does not answer in time",
-                    "look whether it hangs, and at firewalls on the way",
-                )
-            case ConnectionResetError() | BrokenPipeError() | asyncio.IncompleteReadError():
-                return "closes the connection", "look whether it wants TLS, or another port"
-            case OSError(strerror=str(reason)):
-                return f"cannot be reached ({reason})", "correct host and port"
-    return f"cannot be used ({type(exc).__name__})", "look at its log"
-
-
-def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """What an exception came of, the first cause first."""
-    found: list[BaseException] = []
-    cause: BaseException | None = exc
-    while cause is not None and cause not in found:
-        found.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return reversed(found)

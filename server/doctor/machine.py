@@ -187,7 +187,10 @@ def _quick_check(path: Path) -> str:
     if path.is_dir():
         return "it is a folder"
     deadline_s = time.monotonic() + CHECK_FILE_S
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    # Without a WAL nobody has it open: read like this, none is made.
+    is_open = path.with_name(f"{path.name}-wal").exists()
+    mode = "mode=ro" if is_open else "immutable=1"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
     try:
         db.set_progress_handler(lambda: int(time.monotonic() > deadline_s), 10_000)
         return str(db.execute("PRAGMA quick_check(1)").fetchone()[0])

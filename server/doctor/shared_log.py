@@ -6,8 +6,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio import RedisCluster
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -17,16 +19,17 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from server.cluster.connection import Connection, connect
+from server.cluster.connection import REDIS_PORT, SENTINEL_PORT, Connection, connect
 from server.cluster.envelope import Sealer
 from server.cluster.log import RedisLog
 from server.cluster.record import open_record
-from server.doctor.finding import Finding, address, failure, ok, warning, why, within
+from server.doctor import network
+from server.doctor.finding import Finding, address, failure, ok, warning, within
 from server.settings import Settings
 from server.storage.mongo_log import Damaged
 from server.storage.port import StorageError
 
-COMMAND_TIMEOUT_S = 2.0
+COMMAND_TIMEOUT_S = 1.5
 OLDEST = (6, 2)
 MAX_SKEW_S = 1.0
 RECORDS_LOOKED_AT = 20
@@ -42,7 +45,9 @@ async def examine(settings: Settings, url: str) -> AsyncIterator[Finding]:
         yield failure("redis", str(exc))
         return
     try:
-        reached = await within("redis", where, reach(redis, where))
+        reached = await within("redis", where, reach(url, where))
+        if reached.level == "ok":
+            reached = await within("redis", where, greet(redis, url, where))
         yield reached
         if reached.level == "ok":
             for what, check in (
@@ -58,13 +63,29 @@ async def examine(settings: Settings, url: str) -> AsyncIterator[Finding]:
             await redis.aclose()
 
 
-async def reach(redis: Connection, where: str) -> Finding:
+async def reach(url: str, where: str) -> Finding:
+    """Whether it takes connections."""
+    try:
+        await network.demand_reachable(_places(url))
+    except network.Unreachable as exc:
+        return failure("redis", f"{where}: {exc} (REDIS_URL)")
+    return ok("redis", f"{where} takes connections")
+
+
+def _places(url: str) -> list[network.Where]:
+    return network.places(url, SENTINEL_PORT if "+sentinel" in url else REDIS_PORT)
+
+
+async def greet(redis: Connection, url: str, where: str) -> Finding:
     """Whether it answers, to us."""
     started_s = time.monotonic()
     try:
         await redis.ping()
     except (AuthenticationError, AuthorizationError) as exc:
         return failure("redis", f"{where} {_login(exc)}")
+    except MasterNotFoundError:
+        service = urlsplit(url).path.split("/")[1]
+        return failure("redis", f"{where}: no Sentinel knows a master of {service!r}: correct it")
     except NoPermissionError:
         return failure("redis", f"{where} does not let this user do PING: look at its ACL")
     except BusyLoadingError:
@@ -74,8 +95,8 @@ async def reach(redis: Connection, where: str) -> Finding:
             return failure("redis", f"{where} {_login(exc)}")
         return failure("redis", f"{where} refuses to answer ({str(exc)[:100]}): look at its log")
     except (RedisError, OSError, RuntimeError) as exc:
-        does, remedy = why(exc)
-        return failure("redis", f"{where} {does}: {remedy} (REDIS_URL)")
+        reason = await network.why_silent(_places(url), url.startswith("rediss"), exc)
+        return failure("redis", f"{where}: {reason} (REDIS_URL)")
     return ok("redis", f"{where} answers, {(time.monotonic() - started_s) * 1_000:.1f} ms")
 
 
