@@ -4,6 +4,7 @@ MongoDB wire, files, ports, a key server."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from server.cluster.connection import connect
 from server.doctor import databases, examine, machine, shared_log
-from server.doctor.finding import FAIL, OK, WARNING, Finding
+from server.doctor.finding import FAIL, OK, WARNING, Finding, within
 from server.settings import Settings
 from server.storage.mongo import client_of
 from tests.helpers.key_servers import key_server
@@ -308,6 +309,30 @@ async def test_a_redis_that_is_down(tmp_path: Path) -> None:
 
 async def test_a_redis_whose_name_is_unknown(tmp_path: Path) -> None:
     assert_fails(await redis_of(tmp_path, "redis://nobody.invalid"), "cannot be resolved", "DNS")
+
+
+async def test_a_host_that_takes_no_connections(tmp_path: Path) -> None:
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(8):  # more than its queue takes: who comes now is not answered at all
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        found = await redis_of(tmp_path, f"redis://127.0.0.1:{full.getsockname()[1]}")
+    assert_fails(found, "no connection comes about in time", "firewalls")
+
+
+async def test_a_check_that_does_not_end_is_a_finding_like_any_other() -> None:
+    found = await within("redis", "its version", asyncio.sleep(60), timeout_s=0.01)  # type: ignore[arg-type]
+    assert_fails(found, "its version: no answer within 0.01 s")
+
+    async def break_down() -> Finding:
+        raise RuntimeError(PASSWORD)
+
+    found = await within("redis", "its version", break_down())
+    assert_fails(found, "could not be looked at (RuntimeError)")
+    assert PASSWORD not in found.text
 
 
 async def test_a_redis_that_hangs(tmp_path: Path, redis_process: RedisProcess) -> None:
