@@ -16,15 +16,18 @@ from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
+from handlers.streams import Sources
 from server import apidocs, http, http_rules, limits
+from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
+from server.sse import EventStreams
 from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
-from server.streams import StreamHub
+from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Parts:
     gateway: Gateway
     sockets: SocketServer
     streams: StreamHub
+    viewers: EventStreams
     health: Health
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
@@ -90,7 +94,16 @@ def create_app(settings: Settings) -> web.Application:
         auth.key_set,
         cluster,
     )
-    streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
+    sources = Sources(hub, store, health=health.report, public_health=health.report)
+    streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of), instance)
+    viewers = EventStreams(
+        gateway,
+        streams,
+        instance,
+        stall_timeout_s=settings.stall_timeout_s,
+        drain_spread_s=settings.drain_spread_s,
+        max_viewers=settings.max_connections,
+    )
     services = Services(
         hub,
         store,
@@ -101,7 +114,7 @@ def create_app(settings: Settings) -> web.Application:
         limits=limits.of_handlers(settings),
     )
     neighbours = None if cluster is None else cluster.neighbours
-    gateway.open(sockets, hub, services, streams, neighbours)
+    gateway.open(sockets, hub, services, streams, viewers, neighbours)
     _watch(metrics, sockets, gateway, hub, store, streams, health)
     if cluster is not None:
         cluster.watch(metrics)
@@ -112,10 +125,12 @@ def create_app(settings: Settings) -> web.Application:
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, viewers, health, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
     apidocs.add_routes(app)
+    viewers.add_routes(app)
+    SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
@@ -179,7 +194,7 @@ async def _drain(app: web.Application) -> None:
     parts.sockets.drain()
     parts.gateway.announce_end()
     parts.streams.close()
-    await parts.hub.close()
+    await asyncio.gather(parts.viewers.drain(), parts.hub.close())
     await parts.sockets.close_all()
 
 

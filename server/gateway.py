@@ -25,14 +25,14 @@ from crdt.errors import (
     Unavailable,
 )
 from crdt.hub import RoomHub
-from crdt.ids import ConnectionId, DocName, UserId
+from crdt.ids import ConnectionId, DocName, UserId, is_text
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from handlers.context import Services
 from handlers.registry import Registry
 from server import limits
-from server.auth import Authenticator, Identity, is_text
+from server.auth import Authenticator, Identity
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
 from server.metrics import Metrics
 from server.sessions import Session
@@ -43,6 +43,7 @@ from server.transport.server import Ack, Excess, SocketServer
 
 if TYPE_CHECKING:
     from server.cluster.neighbours import ClusterNeighbours
+    from server.sse import EventStreams
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,11 @@ class Gateway:
         hub: RoomHub,
         services: Services,
         streams: StreamHub,
+        viewers: EventStreams,
         neighbours: ClusterNeighbours | None = None,
     ) -> None:
         """Tie the knot: the parts that need the gateway are there now."""
+        self._viewers = viewers
         self._neighbours = neighbours
         self._sockets = sockets
         self._hub = hub
@@ -128,6 +131,7 @@ class Gateway:
                 continue
             for session in list(self._sessions.values()):
                 self._end_if_revoked(session)
+            self._viewers.end_if(self._is_revoked)
             return
 
     @property
@@ -146,17 +150,17 @@ class Gateway:
         try:
             document = _document_of(namespace)
             token = payload.get("token")
-            identity = await self._verify(token)
+            identity = await self.identify(token)
             device = _device(payload.get("device"))
             if document is not None:
                 async with self._hub.lease(document, since_s=time.monotonic()) as live:
                     live.demand(identity.user, Right.READ)
                     self._hub.demand_seat(live, ConnectionId(sid))
-                self._demand_unrevoked(identity)  # it may have been while the room was loaded
+                self.demand_unrevoked(identity)  # it may have been while the room was loaded
         except RepSyncError as exc:
             self._metrics.refused.labels(exc.code).inc()
             raise
-        self._demand_room_for(identity.user)
+        allowance = self.seat(identity.user)
         session = Session(
             ConnectionId(sid),
             namespace,
@@ -165,35 +169,48 @@ class Gateway:
             identity.token,
             _digest(str(token)),
             identity.expires_at_s,
-            self._allowance_of(identity.user),
+            allowance,
             document,
         )
         self._sessions[session.id] = session
-        self._session_counts[session.user.id] += 1
         self._watch_expiry(session)
 
-    async def _verify(self, token: object) -> Identity:
+    async def identify(self, token: object) -> Identity:
         """Raises Unauthenticated, TokenExpired or Unavailable."""
         identity = await self._auth.verify(token)
-        self._demand_unrevoked(identity)
+        self.demand_unrevoked(identity)
         return identity
 
-    def _demand_unrevoked(self, identity: Identity) -> None:
-        if self._revocations.refuses(identity.token, self._services.clock.now_ms()):
+    def demand_unrevoked(self, identity: Identity) -> None:
+        """Raises Unauthenticated."""
+        if self._is_revoked(identity.token):
             raise _revoked()
 
-    def _demand_room_for(self, user: User) -> None:
+    def _is_revoked(self, token: TokenFacts) -> bool:
+        return self._revocations.refuses(token, self._services.clock.now_ms())
+
+    def seat(self, user: User) -> Allowance:
+        """Count one more session of a user's, until `unseat`.
+
+        Returns: what all of the user's sessions may still send.
+        Raises:
+            RateLimited: there are as many as there may be.
+        """
         if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
             self._metrics.refused.labels(RateLimited.code).inc()
             raise RateLimited("too many connections of one user", retry_after_ms=5_000)
-
-    def _allowance_of(self, user: User) -> Allowance:
-        """The one of the user's other sessions, or a full one."""
+        self._session_counts[user.id] += 1
         allowance = self._allowances.get(user.id)
         if allowance is None:
             now = asyncio.get_running_loop().time()
             allowance = self._allowances[user.id] = Allowance(self._user_rate, now)
         return allowance
+
+    def unseat(self, user_id: UserId) -> None:
+        self._session_counts[user_id] -= 1
+        if not self._session_counts[user_id]:
+            del self._session_counts[user_id]
+            del self._allowances[user_id]
 
     def allowance(self, sid: str) -> Allowance | None:
         session = self._sessions.get(ConnectionId(sid))
@@ -283,10 +300,7 @@ class Gateway:
         if session is None:
             return
         session.stop_timers()
-        self._session_counts[session.user.id] -= 1
-        if not self._session_counts[session.user.id]:
-            del self._session_counts[session.user.id]
-            del self._allowances[session.user.id]
+        self.unseat(session.user.id)
         mine = self._by_user.get(session.user.id)
         if mine is not None:
             mine.discard(session.id)
@@ -311,12 +325,14 @@ class Gateway:
             self._streams.progress_changed(commit.doc)
         if commit.touches_access:
             self._put_out_strangers(live)
+            self._streams.access_changed(commit.doc)
 
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)
         if live is None:
             return
         self._put_out_strangers(live)  # rights may have changed while these were being moved
+        self._streams.access_changed(doc)
         for sid in list(live.readers):
             session = self._sessions.get(sid)
             if session is not None:
@@ -335,7 +351,7 @@ class Gateway:
     # -- Sessions ---------------------------------------------------------------------------
 
     async def refresh(self, connection_id: ConnectionId, token: str) -> int:
-        identity = await self._verify(token)
+        identity = await self.identify(token)
         asking = self._sessions.get(connection_id)
         if asking is None:
             raise Unauthenticated("the connection has ended")
@@ -348,7 +364,7 @@ class Gateway:
         return int(identity.expires_at_s * 1_000)
 
     def tokens(self) -> Iterable[TokenFacts]:
-        return [session.token for session in self._sessions.values()]
+        return [*(session.token for session in self._sessions.values()), *self._viewers.tokens()]
 
     def apply_revocation(self, revocation: Revocation) -> None:
         self._revocations.add(revocation, self._services.clock.now_ms())
@@ -356,13 +372,15 @@ class Gateway:
         for session in covered:
             if not session.is_revoking:
                 self._end_if_revoked(session)
+        self._viewers.end_if(revocation.covers)
         told = {"kind": revocation.kind, "id": revocation.id, "connections": len(covered)}
         log.info("tokens are revoked", extra=told)
 
     def _end_if_revoked(self, session: Session) -> None:
-        if self._revocations.refuses(session.token, self._services.clock.now_ms()):
-            error = _revoked().to_wire()
-            self._sockets.post(session.namespace, [session.id], "auth:revoked", error)
+        if self._is_revoked(session.token):
+            error = _revoked()
+            self._streams.end(session.id, error)
+            self._sockets.post(session.namespace, [session.id], "auth:revoked", error.to_wire())
             self._sockets.cut(session.namespace, session.id)
 
     def is_here(self, connection_id: ConnectionId) -> bool:
@@ -403,6 +421,7 @@ class Gateway:
         for name in self._hub.joined(session.id):
             if (live := self._hub.find(name)) is not None:
                 self._put_out_unless_allowed(live, session.connection)
+        self._streams.renewed(session.id)
 
     def _watch_expiry(self, session: Session) -> None:
         left_s = session.expires_at_s - time.time()
@@ -415,8 +434,9 @@ class Gateway:
         self._sockets.post(session.namespace, [session.id], "auth:expiring", notice)
 
     def _expire(self, session: Session) -> None:
-        error = TokenExpired("the token has expired").to_wire()
-        self._sockets.post(session.namespace, [session.id], "auth:expired", error)
+        error = TokenExpired("the token has expired")
+        self._streams.end(session.id, error)
+        self._sockets.post(session.namespace, [session.id], "auth:expired", error.to_wire())
         self._sockets.cut(session.namespace, session.id)
 
 

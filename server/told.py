@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, create_model
 
 from crdt.errors import Code, ErrorObject
 from crdt.schema import TimeMs
-from crdt.shown import Count, DurabilityShown, OfWorkout, Progress, Status, UserShown
+from crdt.shown import Count, DurabilityShown, UserShown
 from server import limits
 from server.auth import ROLES
 from server.settings import Settings
@@ -85,9 +85,19 @@ CONNECTION_EVENTS: dict[str, type[BaseModel]] = {
 }
 """Both kinds of namespace have these."""
 
+
+class SubscriptionEnded(BaseModel):
+    """A stream may be watched no more, or what it shows is gone."""
+
+    stream: str
+    reason: Code
+    message: str
+
+
 EVENTS: dict[str, type[BaseModel]] = {
     "welcome": Welcome,
     "subscription:confirmed": SubscriptionConfirmed,
+    "subscription:ended": SubscriptionEnded,
 }
 """Those of `/` alone."""
 
@@ -126,51 +136,6 @@ DOCUMENT_EVENTS: dict[str, type[BaseModel]] = {
     "sync-reset": SyncReset,
 }
 """Those of a document's namespace that are JSON."""
-
-
-# -- streams ----------------------------------------------------------------------------------
-
-
-class WorkoutProgress(OfWorkout):
-    """How far everybody has come."""
-
-    stream: str
-    status: Status | None
-    progress: Annotated[dict[str, Progress], Field(description="user id -> progress")]
-    version: Count
-    server_time: TimeMs
-
-
-class Dependency(BaseModel):
-    """How one part is. What is told of it depends on its kind."""
-
-    kind: str | None = None
-    state: Literal["healthy", "degraded", "unhealthy"]
-    latency_ms: float | None = None
-    error: str | None = None
-    lag_ms: float | None = None
-    keys: int | None = None
-    age_s: float | None = None
-    deaf_s: float | None = None
-    spool_records: int | None = None
-    spool_bytes: int | None = None
-    instances: int | None = None
-
-
-class HealthReport(BaseModel):
-    """How the server is: the worst of its dependencies."""
-
-    status: Literal["healthy", "degraded", "unhealthy"]
-    dependencies: dict[str, Dependency]
-    uptime_s: float
-    connections: int
-    rooms: int
-
-
-STREAM_EVENTS: dict[str, type[BaseModel]] = {
-    "progress": WorkoutProgress,
-    "system:health": HealthReport,
-}
 
 
 class Readiness(BaseModel):

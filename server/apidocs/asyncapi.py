@@ -9,6 +9,7 @@ event's name; a `name` is the event as it goes over the socket.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from handlers import REGISTRY
 from handlers.connection import AuthRefreshed, RefreshAuth
 from handlers.membership import USER_EVENTS
 from handlers.registry import Failure
+from handlers.streams import STREAMS
 from server import VERSION, told
 from server.apidocs.schemas import Schema, Schemas, first_line, paragraph
 
@@ -43,15 +45,15 @@ _DESCRIPTION = (
 _CONNECT_ERROR = "A client was not let in: the error's code is the message, and this is its `data`."
 
 
-def server_events() -> dict[str, type[BaseModel]]:
-    """What the server sends on `/` of its own accord: event -> what it carries."""
-    return {
-        **told.EVENTS,
-        **told.CONNECTION_EVENTS,
-        **ROOM_EVENTS,
-        **USER_EVENTS,
-        **told.STREAM_EVENTS,
-    }
+def server_events() -> dict[str, list[type[BaseModel]]]:
+    """What the server sends on `/` of its own accord: event -> what it carries, one of these."""
+    found: dict[str, list[type[BaseModel]]] = {}
+    for events in (told.EVENTS, told.CONNECTION_EVENTS, ROOM_EVENTS, USER_EVENTS):
+        for event, model in events.items():
+            found[event] = [model]
+    for kind in STREAMS.kinds.values():
+        found.setdefault(kind.event, []).append(kind.value)
+    return found
 
 
 def asyncapi() -> dict[str, Any]:
@@ -71,7 +73,7 @@ class _Document:
                 told.AwarenessTaken,
                 *(intent.payload for intent in intents),
                 *(intent.reply for intent in intents),
-                *server_events().values(),
+                *chain.from_iterable(server_events().values()),
                 *told.DOCUMENT_EVENTS.values(),
             ]
         )
@@ -87,8 +89,11 @@ class _Document:
             answers = [self._schemas.ref(intent.reply), self._failure]
             self._from_client(EVENTS, event, payload, answers, intent.summary)
         self._documents()
-        for event, model in server_events().items():
-            self._from_server(EVENTS, event, self._schemas.ref(model), model.__doc__)
+        for event, models in server_events().items():
+            refs = [self._schemas.ref(model) for model in models]
+            payload = refs[0] if len(refs) == 1 else {"anyOf": refs}
+            text = " Or: ".join(paragraph(model.__doc__) for model in models)
+            self._from_server(EVENTS, event, payload, text)
         return {
             "asyncapi": "3.0.0",
             "info": {"title": "RepSync", "version": VERSION, "description": _DESCRIPTION},

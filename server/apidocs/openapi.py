@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from crdt.shown import Template, Workout
+from handlers.health import HealthReport
 from handlers.registry import Failure
 from server import VERSION, told
 from server.apidocs.schemas import Schemas
@@ -33,10 +35,30 @@ PATHS: dict[str, Path] = {
     "/": Path("A word for whoever opens the address.", {200: TEXT}),
     "/health": Path(
         "How the server is: healthy, degraded (206) or unhealthy (503).",
-        {200: told.HealthReport, 206: told.HealthReport, 503: told.HealthReport},
+        {200: HealthReport, 206: HealthReport, 503: HealthReport},
     ),
     "/ready": Path("Whether clients may be sent here.", {200: told.Readiness, 503: told.Readiness}),
     "/metrics": Path("What Prometheus scrapes.", {200: TEXT}),
+    "/health/live": Path("The same as Server-Sent Events: `health`.", {200: SSE, 503: Failure}),
+    "/streams/{stream}": Path(
+        "A stream as Server-Sent Events, each with the id `<instance>-<seq>`; `Last-Event-ID` goes"
+        " on from there. `end` carries why it ends.",
+        {200: SSE, 401: Failure, 403: Failure, 404: Failure, 429: Failure, 503: Failure},
+        {"stream": "the stream's name, such as `workout:leg-day:progress`"},
+        needs_token=True,
+    ),
+    "/api/v1/workouts/{id}": Path(
+        "A workout's snapshot.",
+        {200: Workout, 401: Failure, 403: Failure, 404: Failure, 429: Failure, 503: Failure},
+        {"id": "the workout's id"},
+        needs_token=True,
+    ),
+    "/api/v1/templates/{id}": Path(
+        "A template's snapshot.",
+        {200: Template, 401: Failure, 403: Failure, 404: Failure, 429: Failure, 503: Failure},
+        {"id": "the template's id"},
+        needs_token=True,
+    ),
     "/asyncapi.json": Path("The sockets, as an AsyncAPI 3.0 document.", {200: JSON, 304: None}),
     "/openapi.json": Path("This document.", {200: JSON, 304: None}),
 }

@@ -38,7 +38,7 @@ class ApiDocument:
 
     def check(self, value: Any, *place: str, what: str) -> None:
         """Raises Undocumented unless the schema at `place` in the document takes the value."""
-        schema = self._at(place)
+        schema = self.at(place)
         if isinstance(value, bytes | bytearray):
             if schema.get("format") != "binary":
                 raise Undocumented(f"{what} is binary")
@@ -49,7 +49,7 @@ class ApiDocument:
         if schema.get("format") == "binary" or errors:
             raise Undocumented(f"{what}: {errors}\n{value}")
 
-    def _at(self, place: tuple[str, ...]) -> Mapping[str, Any]:
+    def at(self, place: tuple[str, ...]) -> Mapping[str, Any]:
         """What stands there, or where that points."""
         found: Any = self._closed
         for part in place:
@@ -57,7 +57,7 @@ class ApiDocument:
                 raise Undocumented(f"there is no {'/'.join(place)}")
             found = found[part]
         while "$ref" in found:
-            found = self._at(tuple(found["$ref"].removeprefix("#/").split("/")))
+            found = self.at(tuple(found["$ref"].removeprefix("#/").split("/")))
         return found  # type: ignore[no-any-return]
 
     # -- AsyncAPI ---------------------------------------------------------------------------
@@ -70,8 +70,8 @@ class ApiDocument:
         """What a client's ack is given."""
         if isinstance(answer, bytes):
             key = f"ack.{_key(event)}"
-            options = self._at(("components", "messages", key, "payload"))["oneOf"]
-            if not any(self._at(_place(option)).get("format") == "binary" for option in options):
+            options = self.at(("components", "messages", key, "payload"))["oneOf"]
+            if not any(self.at(_place(option)).get("format") == "binary" for option in options):
                 raise Undocumented(f"{key} is binary")
             return
         self._check_message(channel, f"ack.{_key(event)}", answer)

@@ -21,16 +21,31 @@ from crdt.ids import ConnectionId, DocKind, UserId
 from crdt.ports import Author
 from crdt.replica import Put, Remove
 from crdt.wire import AwarenessEntry, encode_awareness
+from handlers.streams import STREAMS
 from server.apidocs import asyncapi, openapi
 from server.app import create_app
 from server.settings import Settings
 from tests.helpers.api_documents import DOCUMENT, EVENTS, ApiDocument, Undocumented
+from tests.helpers.event_streams import event_stream
 from tests.helpers.javascript import demand_javascript, run_script
 from tests.helpers.replicas import Peer
 from tests.helpers.servers import ROOT, RunningServer, running_server
 from tests.helpers.sockets import BINARY_EVENT, CONNECT_ERROR, EVENT, RawSocket, raw_socket
 
 DEADLINE_S = 10.0
+ALERT = {
+    "id": "here-1",
+    "key": "errors",
+    "severity": "warning",
+    "state": "firing",
+    "title": "Errors",
+    "message": "many",
+    "count": 12,
+    "window_s": 60.0,
+    "first_at": 1_700_000_000_000,
+    "last_at": 1_700_000_000_000,
+    "instance": "here",
+}
 W, T = ids.workout("leg-day"), ids.template("push")
 
 
@@ -336,13 +351,41 @@ async def a_template(ana: Line, ben: Line) -> None:
 
 async def streams(ana: Line, admin: Line) -> None:
     progress = f"{W}:progress"
+    assert set(STREAMS.kinds) == {
+        *("system:health", "system:alerts", "health:live"),
+        *("workout:<id>:progress", "user:<id>:progress"),
+    }
     answer = await ana.do("subscribe", streams=[progress, "system:health", "nonsense"])
     assert answer["denied"]
     await ana.told("progress")
     await ana.told("subscription:confirmed")
-    await admin.do("subscribe", streams=["system:health"])
+    await admin.do("subscribe", streams=["system:health", "system:alerts", "health:live"])
     await admin.told("system:health")
+    await admin.told("health")
+    ana._witness.server.parts.streams.push("system:alerts", ALERT)
+    await admin.told("system:alert")
     await ana.do("unsubscribe", streams=[progress])
+    await ana.do("subscribe", streams=["user:ana:progress"])
+    await ana.socket.find(
+        lambda p: p.kind == EVENT and p.data[0] == "progress" and "totals" in p.data[1]
+    )
+    visitor = await ana._witness.enter("vic")
+    await a_visit_that_ends(ana, visitor)
+
+
+async def a_visit_that_ends(ana: Line, visitor: Line) -> None:
+    made = await ana.do("workout:create", visibility="public")
+    doc = ids.workout(made["workout"]["id"])
+    await visitor.do("subscribe", streams=[f"{doc}:progress"])
+    await visitor.told("progress")
+    hub = ana._witness.server.parts.hub
+    author = Author(UserId("ana"), "Ana", "phone", ConnectionId("ana-1"))
+    async with hub.lease(doc) as live:
+        hidden = [Put(("meta", "visibility"), "private")]
+        await hub.edit(live, hidden, author, "test", answer=lambda _: {"ok": True})
+    done = {"workout_id": doc.id, "exercise_id": "squat", "exercise": {"name": "Squat"}}
+    await ana.do("workout:exercise:add", **done)
+    await visitor.told("subscription:ended")
 
 
 async def documents(witness: Witness) -> None:
@@ -423,18 +466,56 @@ async def test_http_answers_as_openapi_says(
     server: RunningServer, http: aiohttp.ClientSession
 ) -> None:
     document = ApiDocument(await read(http, "/openapi.json"))
+    ana = await server.events("ana")
+    await ana.do("workout:create", {"workout_id": W.id})
+    await ana.do("template:create", {"template_id": T.id, "title": "Push"})
+    token = {"Authorization": f"Bearer {server.token('ana')}"}
+    other = {"Authorization": f"Bearer {server.token('eve')}"}
     for path, methods in document.document["paths"].items():
-        async with asyncio.timeout(DEADLINE_S), http.get(path) as response:
-            responses = methods["get"]["responses"]
-            assert str(response.status) in responses, path
-            content = responses[str(response.status)]["content"]
-            assert response.content_type in content, path
-            if response.content_type == "application/json":
-                place = ("paths", path, "get", "responses", str(response.status), "content")
-                value = await response.json()
-                document.check(value, *place, "application/json", "schema", what=path)
+        filled = path.replace("{stream}", f"{W}:progress")
+        filled = filled.replace("{id}", (T if "templates" in path else W).id)
+        if methods["get"]["security"]:
+            nowhere = path.replace("{stream}", "nonsense").replace("{id}", "nowhere")
+            assert await answer_of(http, document, path, filled, {}) == 401
+            assert await answer_of(http, document, path, filled, other) == 403
+            assert await answer_of(http, document, path, nowhere, token) == 404
+        assert await answer_of(http, document, path, filled, token) in (200, 206), path
     for path in ("/nowhere", "/socket.io/nowhere"):
-        async with http.get(path) as response:
-            place = ("paths", "/health", "get", "responses", "default", "content")
+        assert await answer_of(http, document, "/health", path, {}, status="default") == 404
+
+
+async def answer_of(
+    http: aiohttp.ClientSession,
+    document: ApiDocument,
+    path: str,
+    filled: str,
+    headers: dict[str, str],
+    status: str | None = None,
+) -> int:
+    """Ask, and hold what comes against the document. Returns: the status."""
+    async with asyncio.timeout(DEADLINE_S), http.get(filled, headers=headers) as response:
+        place = ("paths", path, "get", "responses", status or str(response.status))
+        media = response.content_type
+        assert media in document.at(place)["content"], (filled, response.status)
+        if media == "application/json":
             value = await response.json()
-            document.check(value, *place, "application/json", "schema", what=path)
+            document.check(value, *place, "content", media, "schema", what=filled)
+        return response.status
+
+
+async def test_server_sent_events_are_those_of_asyncapi(server: RunningServer) -> None:
+    document = ApiDocument(asyncapi())
+    ana = await server.events("ana")
+    await ana.do("workout:create", {"workout_id": W.id})
+    server.parts.streams.push("system:alerts", ALERT)
+    token = server.token("ana", role="admin")
+    for stream, event in (
+        (f"streams/{W}:progress", "progress"),
+        ("streams/user:ana:progress", "progress"),
+        ("streams/system:health", "system:health"),
+        ("streams/system:alerts", "system:alert"),
+        ("health/live", "health"),
+    ):
+        async with event_stream(f"{server.url}/{stream}", token) as watched:
+            first = await watched.next(event)
+            document.check_told(EVENTS, event, first.data)
