@@ -80,13 +80,12 @@ async def test_asyncapi_is_valid(http: aiohttp.ClientSession) -> None:
 
 
 @pytest.mark.js
-async def test_the_validator_of_asyncapi_finds_faults(http: aiohttp.ClientSession) -> None:
+async def test_the_validator_of_asyncapi_finds_faults() -> None:
     demand_javascript()
-    document = await read(http, "/asyncapi.json")
-    document["operations"]["events.send.welcome"]["action"] = "sing"
-    assert any(
-        "operations" in fault for fault in await run_script("asyncapi.mjs", json.dumps(document))
-    )
+    about = {"title": "Songs", "version": "1"}
+    document = {"asyncapi": "3.0.0", "info": about, "operations": {"o": {"action": "sing"}}}
+    faults = await run_script("asyncapi.mjs", json.dumps(document))
+    assert any("operations/o" in fault for fault in faults)
 
 
 @pytest.mark.parametrize("path", ["/asyncapi.json", "/openapi.json"])
