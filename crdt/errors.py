@@ -14,6 +14,8 @@
     ├── RateLimited         rate_limited      yes   after retry_after_ms
     ├── Unsynced            unsynced          yes   after a sync
     └── Unavailable         unavailable       yes   the log cannot be written now
+        ├── Outdated        unavailable       yes   at once: it was planned on what is no longer so
+        └── DocumentDamaged unavailable       yes   not before somebody has mended the document
 
 Each error becomes the same object in an ack, in a connect error and in `sync-rejected`.
 """
@@ -140,6 +142,10 @@ class Outdated(Unavailable):
 
     def __init__(self, message: str = "the document is being read again") -> None:
         super().__init__(message, retry_after_ms=100)
+
+
+class DocumentDamaged(Unavailable):
+    """What is stored of one document cannot be read. Others are not affected."""
 
 
 Code = Literal[

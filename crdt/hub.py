@@ -23,7 +23,15 @@ from typing import Any
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
-from crdt.errors import Conflict, NotFound, Outdated, RoomFull, TooLarge, Unavailable
+from crdt.errors import (
+    Conflict,
+    DocumentDamaged,
+    NotFound,
+    Outdated,
+    RoomFull,
+    TooLarge,
+    Unavailable,
+)
 from crdt.ids import ConnectionId, DocName
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
@@ -47,6 +55,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 CLOSE_TIMEOUT_S = 5.0
+MAX_DAMAGED = 1_000
 
 _TOLD = (Conflict, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
@@ -97,6 +106,9 @@ class RoomHub:
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
         self._kept: Counter[DocName] = Counter()
+        self.damaged: dict[DocName, str] = {}
+        """Documents that could not be read when they were opened last, and why: the last
+        `MAX_DAMAGED` of them."""
 
     def __len__(self) -> int:
         return len(self._rooms)
@@ -104,6 +116,12 @@ class RoomHub:
     @property
     def live(self) -> Iterable[LiveRoom]:
         return self._rooms.values()
+
+    @property
+    def oldest_waiting_s(self) -> float:
+        """How long the change has waited that has waited longest for its append; 0 if none does."""
+        since_s = [live.waiting_since_s for live in self._rooms.values() if live.waiters]
+        return time.monotonic() - min(since_s) if since_s else 0.0
 
     # -- opening and leaving ----------------------------------------------------------------
 
@@ -309,8 +327,13 @@ class RoomHub:
 
     async def _load(self, name: DocName) -> LiveRoom:
         now_s = time.monotonic()
-        loaded = await self._store.load(name)
+        try:
+            loaded = await self._store.load(name)
+        except DocumentDamaged as exc:
+            self._note_damage(name, str(exc))
+            raise
         if loaded is None:
+            self.damaged.pop(name, None)
             raise NotFound(f"there is no {name}")
         try:
             live = self._rooms[name] = LiveRoom(name, self._room(name, loaded))
@@ -319,12 +342,20 @@ class RoomHub:
             log.exception("a document cannot be read", extra={"document": str(name)})
             if self._shared is not None:
                 self._shared.release(name)
-            raise Unavailable(f"{name} is damaged") from exc
+            self._note_damage(name, f"it cannot be read: {type(exc).__name__}")
+            raise DocumentDamaged(f"{name} is damaged") from exc
+        self.damaged.pop(name, None)
         live.fresh_at_s = now_s
         if (orphan := self._orphans.get(name)) is not None:
             live.presence, live.elsewhere = orphan.presence, orphan.elsewhere
         self._watch_idle(live)
         return live
+
+    def _note_damage(self, name: DocName, why: str) -> None:
+        self.damaged.pop(name, None)
+        self.damaged[name] = why
+        if len(self.damaged) > MAX_DAMAGED:
+            del self.damaged[next(iter(self.damaged))]
 
     def _room(self, name: DocName, loaded: Loaded | None = None) -> Room:
         return Room(name, loaded, self._limits, is_shared=self._shared is not None)
@@ -419,6 +450,8 @@ class RoomHub:
         """Returns: a future for the change, which goes into the next append of its room."""
         loop = live.loop
         stored: asyncio.Future[Stored] = loop.create_future()
+        if not live.waiters:
+            live.waiting_since_s = time.monotonic()
         live.waiters.append(stored)
         if live.append is None:
             # Not at once: what else arrives in this turn of the loop goes into the same append.
@@ -434,6 +467,7 @@ class RoomHub:
             if live.room.compactable >= self._compact_after:
                 self._chore(self._compact(live.room))
             return
+        live.append_began_s = time.monotonic()
         live.append = asyncio.ensure_future(self._store.append(batch.append))
         live.append.add_done_callback(partial(self._on_appended, live, batch))
 
@@ -472,6 +506,7 @@ class RoomHub:
     def _acknowledge(live: LiveRoom, count: int, stored: Stored) -> None:
         """Tell the first of those who wait that their changes are durable."""
         done, live.waiters = live.waiters[:count], live.waiters[count:]
+        live.waiting_since_s = live.append_began_s  # the others came while that was under way
         for index, waiter in enumerate(done):
             if not waiter.done():
                 waiter.set_result(stored.of(index))

@@ -49,6 +49,9 @@ class LiveRoom:
     leases: int = 0
     waiters: list[asyncio.Future[Stored]] = field(default_factory=list)
     """Who waits for the changes that were admitted, in the order of the changes."""
+    waiting_since_s: float = 0.0
+    """When the first of them began to wait, or a little earlier; monotonic."""
+    append_began_s: float = 0.0
     append: asyncio.Future[Stored] | asyncio.Handle | None = None
     """The append under way, or the one that starts when this turn of the loop is over."""
     incoming: list[Foreign] = field(default_factory=list)

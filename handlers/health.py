@@ -20,7 +20,7 @@ class Dependency(BaseModel):
     """One part, and how it is."""
 
     state: State
-    since: TimeMs | None = None
+    since: TimeMs
     kind: str | None = None
     error: str | None = None
     latency_ms: float | None = None
@@ -38,6 +38,10 @@ class Dependency(BaseModel):
     spool_max_bytes: Count | None = None
     bytes: Annotated[Count | None, Field(description="backlog: not in MongoDB yet")] = None
     max_bytes: Count | None = None
+    quarantined: Count | None = None
+    waiting: Count | None = None
+    oldest_s: float | None = None
+    failures: Count | None = None
     free_bytes: Count | None = None
     total_bytes: Count | None = None
 
@@ -50,12 +54,13 @@ class HealthReport(BaseModel):
     uptime_s: float
     connections: Count
     rooms: Count
-    instance: str | None = None
-    version: str | None = None
-    send_queue_bytes: Annotated[Count | None, Field(description="the deepest one")] = None
-    oldest_unflushed_ms: float | None = None
-    spool_bytes: Count | None = None
-    deaf_s: float | None = None
+    instance: str
+    version: str
+    send_queue_bytes: Annotated[Count, Field(description="what the slowest client has to read")]
+    oldest_unflushed_ms: float
+    quarantined: Annotated[Count, Field(description="documents that cannot be read")]
+    spool_bytes: Count
+    deaf_s: float
 
 
 class Alert(BaseModel):
@@ -80,7 +85,7 @@ class InstanceShown(BaseModel):
     connections: Count | None
     rooms: Count | None
     uptime_s: float | None
-    version: str | None = None
+    version: str | None
     seen_ms_ago: float
 
 
@@ -127,10 +132,10 @@ class QuarantinedDocument(BaseModel):
 class HealthForAdmins(HealthReport):
     """What goes on here besides, and with the other instances."""
 
-    instances: list[InstanceShown] = []
-    busiest: list[BusyRoom] = []
-    live: list[LiveWorkout] = []
-    records: list[RecordOfLate] = []
-    history: list[HistoryPoint] = []
-    alerts: list[Alert] = []
-    quarantined_documents: list[QuarantinedDocument] = []
+    instances: list[InstanceShown]
+    busiest: list[BusyRoom]
+    live: list[LiveWorkout]
+    records: list[RecordOfLate]
+    history: list[HistoryPoint]
+    alerts: list[Alert]
+    quarantined_documents: list[QuarantinedDocument]

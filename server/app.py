@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from handlers import REGISTRY
 from handlers.context import Services
 from handlers.streams import Sources
 from server import apidocs, http, http_rules, limits
+from server.alerts import sentry
 from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.gateway import Gateway
@@ -29,6 +29,7 @@ from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
+from server.watch import Watch
 
 if TYPE_CHECKING:
     from server.cluster.store import ClusterStore
@@ -53,6 +54,7 @@ class Parts:
     streams: StreamHub
     viewers: EventStreams
     health: Health
+    watch: Watch
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
 
@@ -66,6 +68,7 @@ def create_app(settings: Settings) -> web.Application:
     Raises:
         SettingsError, StorageError: it cannot be started like this.
     """
+    sentry.check(settings.sentry_dsn)
     auth = Authenticator.from_settings(settings)
     instance = uuid4().hex[:12]
     store, cluster = _stores(settings, instance)
@@ -88,13 +91,21 @@ def create_app(settings: Settings) -> web.Application:
         shared=cluster,
         neighbours=None if cluster is None else cluster.neighbours,
     )
-    health = Health(
+    watch = Watch.over(
+        settings,
+        instance,
         store,
-        lambda: {"connections": sockets.connection_count, "rooms": len(hub)},
+        hub,
+        sockets,
+        gateway,
+        metrics,
+        clock,
         auth.key_set,
         cluster,
+        push=lambda alert: streams.push("system:alerts", alert),
     )
-    sources = Sources(hub, store, health=health.report, public_health=health.report)
+    health = watch.health
+    sources = Sources(hub, store, health=watch.overview.value, public_health=health.report)
     streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of), instance)
     viewers = EventStreams(
         gateway,
@@ -104,6 +115,12 @@ def create_app(settings: Settings) -> web.Application:
         drain_spread_s=settings.drain_spread_s,
         max_viewers=settings.max_connections,
     )
+
+    def show_health(_: object) -> None:
+        for stream in ("system:health", "health:live"):
+            streams.changed(stream)
+
+    health.on_change(show_health)
     services = Services(
         hub,
         store,
@@ -125,7 +142,7 @@ def create_app(settings: Settings) -> web.Application:
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, viewers, health, cluster)
+    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, viewers, health, watch, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
     apidocs.add_routes(app)
@@ -180,11 +197,8 @@ async def _sharing(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:
-    watching = asyncio.create_task(app[PARTS].health.watch(), name="health")
-    yield
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    async with app[PARTS].watch.watching():
+        yield
 
 
 async def _drain(app: web.Application) -> None:

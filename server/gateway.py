@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -78,6 +78,8 @@ class Gateway:
         self._allowances: dict[UserId, Allowance] = {}
         self._user_rate = limits.of_user(settings)
         self.limits = limits.told(settings)
+        self.on_committed: Callable[[Committed], None] = lambda _: None
+        """Told of every change that is durable, after its room was."""
 
     def open(
         self,
@@ -326,6 +328,7 @@ class Gateway:
         if commit.touches_access:
             self._put_out_strangers(live)
             self._streams.access_changed(commit.doc)
+        self.on_committed(commit)
 
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)

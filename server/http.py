@@ -13,6 +13,7 @@ _GREETING = """RepSync is running.
 
 Socket.IO v4 at /socket.io/, namespaces / and /yjs|<document>
 /health  how it is      /ready  whether to send clients here      /metrics  for Prometheus
+/live    that it runs
 """
 
 
@@ -25,6 +26,9 @@ def add_routes(app: web.Application, health: Health, metrics: Metrics) -> None:
         ready = health.is_ready
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
+    async def show_live(_: web.Request) -> web.Response:
+        return web.json_response({"live": True})  # who can answer this is
+
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -33,5 +37,6 @@ def add_routes(app: web.Application, health: Health, metrics: Metrics) -> None:
 
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_ready)
+    app.router.add_get("/live", show_live)
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/", greet)

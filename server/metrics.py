@@ -72,6 +72,12 @@ class Metrics:
             counter = self._events[event, code] = self.events.labels(event, code)
         counter.inc()
 
+    @property
+    def delivered(self) -> float:
+        """Document updates sent since the start, one for each recipient."""
+        (family,) = self.deliveries.collect()
+        return next(s.value for s in family.samples if s.name.endswith("_total"))
+
     def watch(
         self, name: str, text: str, read: Callable[[], float], labels: dict[str, str] | None = None
     ) -> None:

@@ -44,6 +44,8 @@ from server.transport.server import SocketServer
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+TIMER_STEP_S = 0.001
+"""So much may a timer be early."""
 LINGER_S = 10.0
 """How long a stream stays as it is after its last watcher: who comes back goes on where it was."""
 
@@ -116,6 +118,8 @@ class _Stream:
     kind: StreamKind
     id: str
     seq: int
+    is_stale: bool
+    """Whether the value may be another one by now."""
     watchers: dict[ConnectionId, tuple[Audience, View]] = field(default_factory=dict)
     groups: dict[tuple[Audience, View], dict[ConnectionId, None]] = field(default_factory=dict)
     """The same, by what they see."""
@@ -125,10 +129,10 @@ class _Stream:
     updates: dict[View, Update] = field(default_factory=dict)
     """The current value, as each view shows it."""
     items: deque[Update] = field(default_factory=deque)
-    is_stale: bool = True
     must_check: bool = False
     """Whether somebody who was let in may be allowed to watch no more."""
     made_at_s: float = -math.inf
+    retry_at_s: float = -math.inf
     timer: asyncio.TimerHandle | None = None
     making: asyncio.Task[None] | None = None
 
@@ -251,7 +255,7 @@ class StreamHub:
     def changed(self, stream: str) -> None:
         """What a stream shows may be different now."""
         found = self._streams.get(stream)
-        if found is not None:
+        if found is not None and not found.kind.kept:
             found.is_stale = True
             self._go_on(found)
 
@@ -307,7 +311,9 @@ class StreamHub:
         stream = self._streams.get(name)
         if stream is None:
             kind, id_ = self._kinds.find(name)
-            stream = self._streams[name] = _Stream(name, kind, id_, self._last_seq)
+            stream = self._streams[name] = _Stream(
+                name, kind, id_, self._last_seq, is_stale=not kind.kept
+            )
             if kind.document is not None:
                 self._sources.hub.keep(kind.document(id_))
             if kind.of_room is not None:
@@ -362,11 +368,13 @@ class StreamHub:
         kind = stream.kind
         if not stream.watchers:
             stream.timer = loop.call_later(LINGER_S, self._let_go, stream)
-        elif stream.must_check or (stream.newcomers and self._is_current(stream)):
-            stream.timer = loop.call_later(0, self._make_soon, stream)
+        elif stream.newcomers and self._is_current(stream):
+            stream.timer = loop.call_later(0, self._go_further, stream)
+        elif stream.must_check:
+            stream.timer = loop.call_at(max(stream.retry_at_s, loop.time()), self._start, stream)
         elif stream.is_stale or stream.newcomers:
-            due = stream.made_at_s + kind.interval_s
-            stream.timer = loop.call_at(max(due, loop.time()), self._make_soon, stream)
+            due_s = max(stream.made_at_s + kind.interval_s, stream.retry_at_s, loop.time())
+            stream.timer = loop.call_at(due_s, self._start, stream)
         elif kind.every_s is not None:
             stream.timer = loop.call_at(stream.made_at_s + kind.every_s, self._renew, stream)
 
@@ -387,26 +395,29 @@ class StreamHub:
 
     def _renew(self, stream: _Stream) -> None:
         stream.is_stale = True
-        self._make_soon(stream)
+        self._go_on(stream)
 
-    def _make_soon(self, stream: _Stream) -> None:
+    def _go_further(self, stream: _Stream) -> None:
         stream.timer = None
-        if not stream.must_check and self._is_current(stream):
-            self._welcome(stream)
-            self._go_on(stream)
-        else:
-            stream.making = asyncio.ensure_future(self._make(stream))
+        self._welcome(stream)
+        self._go_on(stream)
+
+    def _start(self, stream: _Stream) -> None:
+        stream.timer = None
+        stream.making = asyncio.ensure_future(self._make(stream))
 
     async def _make(self, stream: _Stream) -> None:
         """Make the value, and show it if it is another one than before."""
         kind, loop = stream.kind, asyncio.get_running_loop()
         must_check, stream.must_check = stream.must_check or kind.is_personal, False
-        was_stale, stream.is_stale = stream.is_stale, False
+        is_due = not self._is_current(stream) and loop.time() >= stream.made_at_s + kind.interval_s
+        if is_due:
+            stream.is_stale = False  # what changes from here on is another value's
         try:
             look = await kind.look(self._sources, stream.id, 0.0)
             if must_check:
                 self._check_all(stream, look)
-            if not kind.kept and (was_stale or not self._is_current(stream)):
+            if is_due:
                 stream.made_at_s = loop.time()
                 views = {view for _, view in stream.groups}
                 bodies = {view: _body(stream, await look.show(view)) for view in views}
@@ -414,15 +425,15 @@ class StreamHub:
                     self._show(stream, bodies)
             self._welcome(stream)
         except (NotFound, Forbidden) as exc:
-            stream.is_stale = True
+            stream.is_stale = not kind.kept
             for watcher in list(stream.watchers):
                 self._end(stream, watcher, exc)
         except Exception as exc:
             self.stats.failures += 1
             if not isinstance(exc, RepSyncError):
                 log.exception("a stream has no value", extra={"stream": kind.pattern})
-            stream.is_stale, stream.must_check = True, must_check
-            stream.made_at_s = loop.time() + RETRY_S - kind.interval_s
+            stream.is_stale, stream.must_check = not kind.kept, must_check
+            stream.retry_at_s = loop.time() + RETRY_S
         finally:
             stream.making = None
         self._go_on(stream)

@@ -138,6 +138,12 @@ DOCUMENT_EVENTS: dict[str, type[BaseModel]] = {
 """Those of a document's namespace that are JSON."""
 
 
+class Liveness(BaseModel):
+    """That the process runs: who can answer this does."""
+
+    live: Literal[True]
+
+
 class Readiness(BaseModel):
     """Whether clients may be sent here."""
 

@@ -38,6 +38,7 @@ PATHS: dict[str, Path] = {
         {200: HealthReport, 206: HealthReport, 503: HealthReport},
     ),
     "/ready": Path("Whether clients may be sent here.", {200: told.Readiness, 503: told.Readiness}),
+    "/live": Path("That the process runs.", {200: told.Liveness}),
     "/metrics": Path("What Prometheus scrapes.", {200: TEXT}),
     "/health/live": Path("The same as Server-Sent Events: `health`.", {200: SSE, 503: Failure}),
     "/streams/{stream}": Path(

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from crdt.ports import (
     Training,
 )
 from crdt.revocations import Revocation
+from server.breaker import Breaker
 from server.cluster.books import Book, Books, Prize, Row, Seed
 from server.cluster.bus import Bus
 from server.cluster.connection import AWAY, Connection, connect
@@ -47,6 +48,7 @@ from server.cluster.envelope import Malformed, Sealer, unpack_update
 from server.cluster.log import RedisLog
 from server.cluster.mover import Mover, Worker
 from server.cluster.neighbours import ClusterNeighbours, Here
+from server.cluster.peers import Peers
 from server.cluster.record import open_record
 from server.cluster.replicator import Replicator
 from server.cluster.tasks import end
@@ -60,6 +62,7 @@ from server.storage.spool import Spool
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S, ANSWER_AGAIN_AFTER_S = 0.25, 2.0
+BACKLOG_DEGRADED, BACKLOG_OLD_S = 0.5, 60.0
 ENDED = ("completed", "abandoned")
 SEED_TIMEOUT_S, SEED_AGAIN_AFTER_S = 1.5, 2.0
 
@@ -89,6 +92,10 @@ class ClusterStore:
         max_backlog_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         self.stats: StoreStats = store.stats
+        self.breaker: Breaker | None = store.breaker
+        self.describe: Callable[[], Mapping[str, Any]] = dict
+        """What this instance tells the others of itself, with each heartbeat."""
+        self._peers = Peers()
         self._redis = redis
         self._store = store
         self._spool = spool
@@ -100,6 +107,8 @@ class ClusterStore:
             self._missed,
             heartbeat_channel=f"{prefix}:alive",
             instance=instance,
+            state=lambda: self.describe(),
+            on_peer=self._peers.heard,
             on_peer_lost=self._peer_lost,
         )
         self._mover = Mover(self._log, store, partial(open_record, sealer), on_moved=self._moved)
@@ -193,6 +202,7 @@ class ClusterStore:
             self._here.reload_revocations()
 
     def _peer_lost(self, instance: str) -> None:
+        self._peers.gone(instance)
         self.neighbours.gone(instance)
 
     def _moved(self, doc: DocName, epoch: str, upto: int) -> None:
@@ -388,18 +398,88 @@ class ClusterStore:
         ):
             metrics.watch(f"repsync_{name}", text, read, None)
 
-    def report(self) -> dict[str, Any]:
-        """The shared log as a dependency in the health report."""
-        error = self._replicator.why_away or self._bus.last_error
+    @property
+    def peers(self) -> list[dict[str, Any]]:
+        """The other instances, as they say they are."""
+        return self._peers.shown(self._bus.peers, time.monotonic())
+
+    @property
+    def quarantined(self) -> Mapping[DocName, str]:
+        """Documents of which nothing is moved to MongoDB any more, and why."""
+        return self._mover.quarantined
+
+    @property
+    def spool_quarantined(self) -> int:
+        """How many spooled records are damaged and set aside."""
+        return self._spool.quarantined
+
+    @property
+    def spool_bytes(self) -> int:
+        return self._spool.size_bytes
+
+    @property
+    def deaf_s(self) -> float:
+        return self._bus.deaf_s
+
+    @property
+    def oldest_spooled_ms(self) -> int | None:
+        """When the record was spooled that waits longest for the shared log, ms since the epoch."""
+        return self._spool.oldest_at_ms
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """What is shared, as dependencies in the health report: the log in Redis, the channels, and
+        what has still to be moved to MongoDB."""
+        return {"redis": self._report_log(), "bus": self._report_bus(), "backlog": self._backlog()}
+
+    def _report_log(self) -> dict[str, Any]:
+        error = self._replicator.why_away or self._bus.publish_error
         report: dict[str, Any] = {
             "kind": "redis",
-            "state": "degraded" if error or self._replicator.is_away or self.is_deaf else "healthy",
+            "state": "degraded" if error or self._replicator.is_away else "healthy",
+            "breaker": self._replicator.breaker,
             "latency_ms": round((self._bus.publish_latency_s or 0.0) * 1_000, 3),
             "deaf_s": round(self._bus.deaf_s, 1),
             "spool_records": self._spool.count,
             "spool_bytes": self._spool.size_bytes,
+            "spool_max_bytes": self._spool.max_bytes,
             "instances": len(self._bus.peers) + 1,
         }
         if error:
             report["error"] = error
+        return report
+
+    def _report_bus(self) -> dict[str, Any]:
+        error = self._bus.last_error
+        report: dict[str, Any] = {
+            "kind": "redis",
+            "state": "degraded" if error or self.is_deaf else "healthy",
+            "latency_ms": round(self._bus.lag_s * 1_000, 3),
+            "deaf_s": round(self._bus.deaf_s, 1),
+            "is_deaf": self.is_deaf,
+        }
+        if error:
+            report["error"] = error
+        return report
+
+    def _backlog(self) -> dict[str, Any]:
+        size_bytes, most = self._replicator.tails_bytes, self._replicator.max_tails_bytes
+        report: dict[str, Any] = {
+            "state": "healthy",
+            "bytes": size_bytes,
+            "max_bytes": most,
+            "quarantined": len(self._mover.quarantined),
+        }
+        if self._worker is not None:
+            backlog = self._worker.backlog
+            report |= {
+                "waiting": backlog.waiting,
+                "oldest_s": round(backlog.oldest_s, 1),
+                "failures": backlog.failures,
+            }
+        if size_bytes >= BACKLOG_DEGRADED * most:
+            report["error"] = "more than half of what may wait for MongoDB does"
+        elif report.get("oldest_s", 0.0) > BACKLOG_OLD_S:
+            report["error"] = "records wait long for MongoDB"
+        if "error" in report:
+            report["state"] = "degraded"
         return report

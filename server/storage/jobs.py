@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Member
-from crdt.errors import Conflict, Unavailable
+from crdt.errors import Conflict, DocumentDamaged
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import (
     TRAINING_ROLES,
@@ -114,7 +114,7 @@ def load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
 def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
     if zlib.crc32(data) != crc:
         log.error("a stored record is damaged", extra={"document": str(doc), "seq": seq})
-        raise Unavailable(f"{doc} is damaged in the store at position {seq}")
+        raise DocumentDamaged(f"{doc} is damaged in the store at position {seq}")
 
 
 def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:

@@ -47,6 +47,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
     BulkWriteError,
+    ConnectionFailure,
     DuplicateKeyError,
     OperationFailure,
     PyMongoError,
@@ -55,7 +56,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from crdt.access import Member, is_shown
-from crdt.errors import Conflict, NotFound, TooLarge, Unavailable
+from crdt.errors import Conflict, DocumentDamaged, NotFound, TooLarge, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import (
     TRAINING_ROLES,
@@ -71,6 +72,7 @@ from crdt.ports import (
 from crdt.progress import training
 from crdt.records import Award
 from crdt.revocations import Revocation
+from server.breaker import Breaker, BreakerOpen
 from server.storage import mongo_log, mongo_projection, mongo_records, mongo_schema
 from server.storage.mongo_log import Damaged, Head, Record, key
 from server.storage.mongo_records import BookRows
@@ -98,6 +100,10 @@ DURABLE: dict[str, Any] = {
 
 START_TIMEOUT_S = 15.0
 PROBE_TIMEOUT_S = 1.5
+FAILURES_IN_A_ROW, FAILING_FOR_S = 3, 1.0
+"""After so many calls that MongoDB did not answer, for so long, others are refused at once for a
+while."""
+FIRST_OPEN_S, LONGEST_OPEN_S = 1.0, 5.0
 TICK_S = 0.5
 SWEEP_EVERY_S = 10.0
 PURGE_EVERY_S = 3_600.0
@@ -154,6 +160,14 @@ class MongoStore:
         self._client = client_of(uri)
         self._db = self._client.get_default_database(DEFAULT_DATABASE)
         self._timeout_s = self._client.options.timeout or DEFAULT_TIMEOUT_S
+        self._breaker = Breaker(
+            "MongoDB",
+            threshold=FAILURES_IN_A_ROW,
+            least_s=FAILING_FOR_S,
+            first_open_s=FIRST_OPEN_S,
+            longest_open_s=LONGEST_OPEN_S,
+        )
+        self.breaker: Breaker | None = self._breaker
         self._start_timeout_s = start_timeout_s
         self._locks = _Locks()
         self._heads: dict[str, _Known] = {}
@@ -619,7 +633,7 @@ class MongoStore:
 
     async def check(self) -> float:
         started = time.perf_counter()
-        with self._telling("written", timeout_s=PROBE_TIMEOUT_S):
+        with self._telling("written", timeout_s=PROBE_TIMEOUT_S, looks=True):
             await mongo_schema.probe(self._db, now_ms())
         return time.perf_counter() - started
 
@@ -736,13 +750,29 @@ class MongoStore:
 
     @contextmanager
     def _telling(
-        self, what: str, *, timeout_s: float | None = None, quietly: bool = False
+        self,
+        what: str,
+        *,
+        timeout_s: float | None = None,
+        quietly: bool = False,
+        looks: bool = False,
     ) -> Iterator[None]:
-        """A failure of MongoDB's within the block, or taking too long, is `Unavailable`."""
+        """A failure of MongoDB's within the block, or taking too long, is `Unavailable`. So is,
+        before the block is begun, a MongoDB that has not answered others; unless this one `looks`
+        whether it does."""
         if self._is_closed:
             raise Unavailable("the store is closed")
         try:
-            with pymongo.timeout(timeout_s or self._timeout_s):
+            attempt = self._breaker.look() if looks else self._breaker.attempt(is_outage)
+        except BreakerOpen as exc:
+            cause = StorageError("MongoDB has not answered, and is left alone for the moment")
+            cause.__cause__ = exc
+            retry_after_ms = max(1_000, round(exc.retry_in_s * 1_000))
+            raise Unavailable(
+                f"the store cannot be {what} now", retry_after_ms=retry_after_ms
+            ) from cause
+        try:
+            with attempt, pymongo.timeout(timeout_s or self._timeout_s):
                 yield
         except PyMongoError as exc:
             self.stats.failures += 1
@@ -795,6 +825,11 @@ def client_of(uri: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
 def is_replicated(hello: Mapping[str, Any]) -> bool:
     """Whether the server that said this is of a replica set, or stands before some."""
     return "setName" in hello or hello.get("msg") == "isdbgrid"
+
+
+def is_outage(exc: Exception) -> bool:
+    """Whether it says that MongoDB is away, or does not answer in time."""
+    return isinstance(exc, ConnectionFailure) or (isinstance(exc, PyMongoError) and exc.timeout)
 
 
 def explain(exc: PyMongoError) -> str:
@@ -865,6 +900,6 @@ def _awards(rows: Sequence[Record]) -> dict[str, dict[str, Award]]:
     return awards
 
 
-def _damaged(doc: str, seq: int) -> Unavailable:
+def _damaged(doc: str, seq: int) -> DocumentDamaged:
     log.error("a stored record is damaged", extra={"document": doc, "seq": seq})
-    return Unavailable(f"{doc} is damaged in the store at position {seq}")
+    return DocumentDamaged(f"{doc} is damaged in the store at position {seq}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from crdt.ports import Store
+from server.breaker import Breaker
 
 ANSWERS_KEPT_S = 7 * 86_400
 
@@ -34,6 +35,10 @@ class ServerStore(Store, Protocol):
     @property
     def stats(self) -> StoreStats:
         """What it has done so far."""
+
+    @property
+    def breaker(self) -> Breaker | None:
+        """What keeps others from asking it while it does not answer; None if nothing does."""
 
     async def open(self) -> None:
         """Make it ready, before anything else is asked of it.

@@ -12,6 +12,7 @@ from pathlib import Path
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary, Training
 from crdt.revocations import Revocation
+from server.breaker import Breaker
 from server.storage import jobs
 from server.storage.port import ANSWERS_KEPT_S, StoreStats
 from server.storage.sqlite_file import SqliteFile
@@ -26,6 +27,7 @@ class SqliteStore:
 
     kind = "sqlite"
     durability: Durability = "disk"
+    breaker: Breaker | None = None  # what fails here fails at once
 
     def __init__(self, folder: Path, *, commit_window_s: float = 0.003) -> None:
         """Open or create the store.

@@ -125,6 +125,8 @@ class TransportStats:
     conflated: int = 0
     malformed: int = 0
     paused: int = 0
+    deepest_queue_bytes: int = 0
+    """What the client that is furthest behind has not taken yet; looked at once a second."""
 
 
 class EngineServer(engineio.AsyncServer):
@@ -302,9 +304,12 @@ class EngineServer(engineio.AsyncServer):
             for connection in self._wheel.pop(second, ()):
                 connection.on_due(now)
         self._turned_to = math.floor(now)
+        deepest_bytes = 0
         for connection in list(self.sockets.values()):
+            deepest_bytes = max(deepest_bytes, connection.backlog_bytes)
             if connection.stalled_for_s(now) >= self._limits.stall_timeout_s:
                 connection.cut("stalled")
+        self.stats.deepest_queue_bytes = deepest_bytes
         self._timer = loop.call_later(1.0, self._turn) if self.sockets else None
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, get_args
+from uuid import uuid4
 
 import aiohttp
 import openapi_spec_validator
@@ -24,11 +25,15 @@ from crdt.wire import AwarenessEntry, encode_awareness
 from handlers.streams import STREAMS
 from server.apidocs import asyncapi, openapi
 from server.app import create_app
+from server.replay.devices import EventClient
 from server.settings import Settings
 from tests.helpers.api_documents import DOCUMENT, EVENTS, ApiDocument, Undocumented
 from tests.helpers.event_streams import event_stream
 from tests.helpers.javascript import demand_javascript, run_script
+from tests.helpers.key_servers import key_server
+from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.replicas import Peer
+from tests.helpers.rooms import until
 from tests.helpers.servers import ROOT, RunningServer, running_server
 from tests.helpers.sockets import BINARY_EVENT, CONNECT_ERROR, EVENT, RawSocket, raw_socket
 
@@ -481,6 +486,42 @@ async def test_http_answers_as_openapi_says(
         assert await answer_of(http, document, path, filled, token) in (200, 206), path
     for path in ("/nowhere", "/socket.io/nowhere"):
         assert await answer_of(http, document, "/health", path, {}, status="default") == 404
+
+
+async def test_the_health_of_all_that_there_may_be_is_as_the_documents_say(
+    tmp_path: Path, redis_process: RedisProcess, mongo_uri: str
+) -> None:
+    async with (
+        key_server("k1") as provider,
+        running_server(
+            tmp_path,
+            redis_url=redis_process.url,
+            redis_prefix=f"t{uuid4().hex[:8]}",
+            mongodb_uri=mongo_uri,
+            jwt_jwks_url=provider.url,
+            alert_webhook_url="http://127.0.0.1:1/alerts",
+            alert_webhook_secret="a secret of more than thirty-two bytes",
+        ) as server,
+        aiohttp.ClientSession(server.url) as http,
+    ):
+        await until(lambda: server.parts.auth.key_set.is_ready)
+        ana = EventClient(server.url, provider.token("ana", "k1", role="admin"))
+        server.clients.append(ana)
+        await ana.connect()
+        w, squat = {"workout_id": W.id}, {"name": "Squat"}
+        await ana.do("workout:create", w)
+        await ana.do("workout:exercise:add", {**w, "exercise_id": "s", "exercise": squat})
+        await ana.do("workout:start", w)
+        await ana.do("workout:set:complete", {**w, "exercise_id": "s", "set": {"reps": 5}})
+        document = ApiDocument(await read(http, "/openapi.json"))
+        assert await answer_of(http, document, "/health", "/health", {}) in (200, 206)
+        async with http.get("/health") as response:
+            assert set((await response.json())["dependencies"]) == {
+                *("store", "event_loop", "disk", "redis", "bus", "backlog", "jwks", "webhook")
+            }
+        await ana.do("subscribe", {"streams": ["system:health"]})
+        value = await ana.next("system:health", lambda value: value["records"] and value["history"])
+        ApiDocument(asyncapi()).check_told(EVENTS, "system:health", value)
 
 
 async def answer_of(
