@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -131,9 +130,11 @@ class _Stream:
     items: deque[Update] = field(default_factory=deque)
     must_check: bool = False
     """Whether somebody who was let in may be allowed to watch no more."""
-    made_at_s: float = -math.inf
-    retry_at_s: float = -math.inf
+    made_at_s: float = 0.0
+    retry_at_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
+    next: Callable[[_Stream], None] | None = None
+    """What the timer calls."""
     making: asyncio.Task[None] | None = None
 
     def put(self, watcher: ConnectionId, audience: Audience, view: View) -> None:
@@ -148,6 +149,20 @@ class _Stream:
             del members[watcher]
             if not members:
                 del self.groups[group]
+
+    def call_at(self, at_s: float, call: Callable[[_Stream], None]) -> None:
+        """Have something called then, instead of what was to be. What is due already stays so: who
+        asks for it in every turn of the loop must not put it off for ever."""
+        if self.timer is not None and self.next == call and self.timer.when() <= at_s:
+            return
+        self.stop()
+        self.next = call
+        self.timer = asyncio.get_running_loop().call_at(at_s, self._fire)
+
+    def _fire(self) -> None:
+        self.timer = None
+        assert self.next is not None
+        self.next(self)
 
     def stop(self) -> None:
         if self.timer is not None:
@@ -322,7 +337,6 @@ class StreamHub:
 
     def _let_go(self, stream: _Stream) -> None:
         """Nobody has come back."""
-        stream.timer = None
         kind = stream.kind
         if stream.watchers or kind.kept:
             return
@@ -363,20 +377,20 @@ class StreamHub:
         """See to it that what is to be done for a stream next is done when it is due."""
         if stream.making is not None or self._is_closed:
             return  # it goes on after that
-        loop = asyncio.get_running_loop()
-        stream.stop()
         kind = stream.kind
         if not stream.watchers:
-            stream.timer = loop.call_later(LINGER_S, self._let_go, stream)
+            now_s = asyncio.get_running_loop().time()
+            stream.call_at(now_s + LINGER_S, self._let_go)
         elif stream.newcomers and self._is_current(stream):
-            stream.timer = loop.call_later(0, self._go_further, stream)
+            stream.call_at(0.0, self._go_further)
         elif stream.must_check:
-            stream.timer = loop.call_at(max(stream.retry_at_s, loop.time()), self._start, stream)
+            stream.call_at(stream.retry_at_s, self._start)
         elif stream.is_stale or stream.newcomers:
-            due_s = max(stream.made_at_s + kind.interval_s, stream.retry_at_s, loop.time())
-            stream.timer = loop.call_at(due_s, self._start, stream)
+            stream.call_at(max(stream.made_at_s + kind.interval_s, stream.retry_at_s), self._start)
         elif kind.every_s is not None:
-            stream.timer = loop.call_at(stream.made_at_s + kind.every_s, self._renew, stream)
+            stream.call_at(stream.made_at_s + kind.every_s, self._renew)
+        else:
+            stream.stop()
 
     @staticmethod
     def _is_old(stream: _Stream) -> bool:
@@ -398,19 +412,18 @@ class StreamHub:
         self._go_on(stream)
 
     def _go_further(self, stream: _Stream) -> None:
-        stream.timer = None
         self._welcome(stream)
         self._go_on(stream)
 
     def _start(self, stream: _Stream) -> None:
-        stream.timer = None
         stream.making = asyncio.ensure_future(self._make(stream))
 
     async def _make(self, stream: _Stream) -> None:
         """Make the value, and show it if it is another one than before."""
         kind, loop = stream.kind, asyncio.get_running_loop()
         must_check, stream.must_check = stream.must_check or kind.is_personal, False
-        is_due = not self._is_current(stream) and loop.time() >= stream.made_at_s + kind.interval_s
+        due_s = stream.made_at_s + kind.interval_s - TIMER_STEP_S
+        is_due = not self._is_current(stream) and loop.time() >= due_s
         if is_due:
             stream.is_stale = False  # what changes from here on is another value's
         try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import tracemalloc
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,8 @@ WORKOUT = ids.workout("w")
 STREAM = f"{WORKOUT}:progress"
 BUDGET_BYTES = 64 * 1024
 SETS = 60
+VALUES = 25
+DEADLINE_S = 60.0
 
 
 async def make_wide_workout(server: RunningServer) -> None:
@@ -36,66 +37,59 @@ async def make_wide_workout(server: RunningServer) -> None:
 
 
 async def test_a_thousand_watchers_cost_one_value_and_a_stalled_one_itself(tmp_path: Path) -> None:
-    settings = {
-        "max_sessions_per_user": WATCHERS + 10,
-        "max_user_events_burst": 4 * WATCHERS,
-        "send_budget_bytes": BUDGET_BYTES,
-        "stall_timeout_s": 2.0,
-    }
-    async with running_server(tmp_path / "data", **settings) as server:
+    async with running_server(
+        tmp_path / "data",
+        max_sessions_per_user=WATCHERS + 10,
+        max_user_events_burst=4 * WATCHERS,
+        send_budget_bytes=BUDGET_BYTES,
+        stall_timeout_s=2.0,
+    ) as server:
         await make_wide_workout(server)
-        streams, stats = server.parts.streams, server.parts.sockets.stats
+        hub, stats = server.parts.streams, server.parts.sockets.stats
         crowd = Crowd()
         try:
             await crowd.come(server.url, server.token("ben"), [STREAM], WATCHERS)
-            await crowd.until(lambda one: one.values > 0)
-            assert streams.stats.made == 1
-            stalled = crowd.watchers[0]
+            await crowd.until(lambda one: one.values == 1)
+            assert hub.stats.made == 1
+            stalled, others = crowd.watchers[0], crowd.watchers[1:]
             assert stalled.transport is not None
             stalled.transport.pause_reading()
-            await keep_changing(server, crowd)
-            # Told apart from the changes: nothing of what they cost is for each watcher.
-            made = streams.stats.made
-            values = {one.values for one in crowd.watchers[1:]}
-            assert values == {made}
-            assert all(one.seqs_go_up for one in crowd.watchers)
-            assert {one.last["seq"] for one in crowd.watchers[1:]} == {made}
-            await until(lambda: stats.closed["stalled"] == 1, timeout_s=30.0)
-            assert streams.watcher_count == WATCHERS - 1
+            most_owed_bytes = await change(server, times=VALUES)
+            await crowd.until(lambda one: one is stalled or one.last_seq == VALUES + 1)
+            # One value, encoded once, whoever watches; and everybody but one had all of them.
+            assert hub.stats.made == VALUES + 1
+            assert {one.values for one in others} == {VALUES + 1}
+            assert all(one.seqs_go_up for one in others)
+            value = others[-1].last
+            assert value["version"] == 1 + 2 * SETS + VALUES
+            assert others[0].last == value
+            size_bytes = len(json.dumps(value))
+            assert size_bytes * VALUES > 4 * BUDGET_BYTES
+            assert most_owed_bytes <= BUDGET_BYTES + 2 * size_bytes
+            await until(lambda: stats.closed["stalled"] == 1, timeout_s=DEADLINE_S)
             assert stats.closed.total() == 1
+            assert hub.watcher_count == WATCHERS - 1
         finally:
             await crowd.go()
 
 
-async def keep_changing(server: RunningServer, crowd: Crowd) -> None:
-    """Change the workout for 60 values in a row, as often as the stream shows any; meanwhile no
-    client is owed more than its budget, and all of them together next to nothing."""
+async def change(server: RunningServer, *, times: int) -> int:
+    """Change the workout as often as its stream shows each change.
+
+    Returns: the most that any client was owed meanwhile, in bytes.
+    """
     ana = server.clients[0]
     connections = server.parts.sockets.eio.sockets
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before_bytes, _ = tracemalloc.get_traced_memory()
-        most_owed_bytes = 0
-        for number in range(60):
-            made = server.parts.streams.stats.made
-            changed = {"exercise_id": "e0", "set": {"reps": number + 1, "weight_kg": 20}}
-            await ana.do("workout:set:complete", {"workout_id": WORKOUT.id, **changed})
-            await until(lambda made=made: server.parts.streams.stats.made > made)
-            owed = [connection.backlog_bytes for connection in connections.values()]
-            most_owed_bytes = max(most_owed_bytes, *owed)
-        await crowd.until(
-            lambda one: one is crowd.watchers[0] or one.last["version"] == 1 + 2 * SETS + 60
-        )
-        now_bytes, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    value_bytes = len(str(crowd.watchers[1].last))
-    assert value_bytes > 10_000
-    assert most_owed_bytes <= BUDGET_BYTES + 2 * value_bytes
-    # What a thousand clients of our own keep is in here as well: their last values.
-    assert now_bytes - before_bytes < 2 * WATCHERS * 10 * value_bytes
-    assert server.parts.streams.stats.made == 61
+    stats = server.parts.streams.stats
+    most_owed_bytes = 0
+    for number in range(times):
+        made = stats.made
+        done = {"exercise_id": "e0", "set": {"reps": number + 1, "weight_kg": 20}}
+        await ana.do("workout:set:complete", {"workout_id": WORKOUT.id, **done})
+        await until(lambda made=made: stats.made > made, timeout_s=DEADLINE_S)
+        owed = (connection.backlog_bytes for connection in connections.values())
+        most_owed_bytes = max(most_owed_bytes, *owed)
+    return most_owed_bytes
 
 
 async def test_changes_at_full_speed_are_ten_values_a_second(tmp_path: Path) -> None:
@@ -115,7 +109,7 @@ async def test_changes_at_full_speed_are_ten_values_a_second(tmp_path: Path) -> 
                 await asyncio.sleep(0)
             took_s = loop.time() - started_s
             assert hub.stats.made - made <= took_s / MIN_INTERVAL_S + 1
-            await crowd.until(lambda one: one.last["seq"] >= made + 20)
+            await crowd.until(lambda one: one.last_seq >= made + 20)
             assert {one.values for one in crowd.watchers} == {hub.stats.made}
         finally:
             await crowd.go()
