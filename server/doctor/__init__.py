@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 
-from server.doctor import databases, keys, machine, shared_log
+from server.doctor import databases, keys, machine, receivers, shared_log
 from server.doctor.finding import FAIL, OK, WARNING, Finding, failure
 from server.settings import Settings, SettingsError
 
@@ -62,3 +62,5 @@ async def examine(settings: Settings, token: str | None = None) -> AsyncIterator
     if settings.mongodb_uri is not None:
         async for finding in databases.examine(settings.mongodb_uri.get_secret_value()):
             yield finding
+    async for finding in receivers.examine(settings):
+        yield finding

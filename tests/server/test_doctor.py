@@ -516,6 +516,24 @@ async def test_a_clock_that_is_not_mongodb_s(mongo_process: MongoProcess) -> Non
         await client.close()
 
 
+# -- who is told ----------------------------------------------------------------------------------
+
+
+async def test_a_receiver_of_alerts_that_is_not_there_is_only_warned_of(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/{PASSWORD}"
+    webhook = {"alert_webhook_url": url, "alert_webhook_secret": SECRET}
+    assert_warns(await about("alerts", tmp_path, **webhook), "127.0.0.1", "refuses connections")
+    async with key_server() as receiver:
+        there = {**webhook, "alert_webhook_url": receiver.url}
+        assert (await about("alerts", tmp_path, **there)).level == OK
+        assert receiver.hits == 0
+
+
+async def test_a_sentry_that_is_none(tmp_path: Path) -> None:
+    found = await about("errors", tmp_path, sentry_dsn=f"https://{PASSWORD}@/")
+    assert_fails(found, "SENTRY_DSN")
+
+
 # -- servers that are not as they should be -------------------------------------------------------
 
 
