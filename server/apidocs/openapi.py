@@ -15,10 +15,10 @@ from handlers.registry import Failure
 from server import VERSION, told
 from server.apidocs.schemas import Schemas
 
-Content = type[BaseModel] | str
-"""What a response holds: a model, as JSON; else its media type."""
+Content = type[BaseModel] | str | tuple[str, ...]
+"""What a response holds: a model, as JSON; else its media type, or one of several."""
 
-JSON, TEXT, PAGE, SSE = "application/json", "text/plain", "text/html", "text/event-stream"
+JSON, TEXT, SSE = "application/json", "text/plain", "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,11 @@ def _response(
     response: dict[str, Any] = {"description": HTTPStatus(status).phrase if status else "An error."}
     if content is None or not has_body:
         return response
-    if isinstance(content, str):
-        schema: dict[str, Any] = {"type": "object" if content == JSON else "string"}
-        response["content"] = {content: {"schema": schema}}
-    else:
+    if isinstance(content, type):
         response["content"] = {JSON: {"schema": schemas.ref(content)}}
+    else:
+        response["content"] = {
+            media: {"schema": {"type": "object" if media == JSON else "string"}}
+            for media in ([content] if isinstance(content, str) else content)
+        }
     return response
