@@ -166,7 +166,7 @@ Code = Literal[
 
 
 class ErrorObject(BaseModel):
-    """What `to_wire` makes. The code is stable, the text is for people."""
+    """Why something was refused. The code is stable, the text is for people."""
 
     code: Code
     message: str

@@ -46,8 +46,10 @@ class ChangePayload(Payload):
 
 
 class Reply(BaseModel):
-    """What is answered when all went well. Handlers give its fields as plain values, all but `ok`:
-    tests hold one against the other."""
+    """All went well."""
+
+    # Handlers give the fields of a reply as plain values, all but `ok`; tests hold one against the
+    # other.
 
     ok: Literal[True]
 
@@ -60,7 +62,7 @@ class ChangeReply(Reply):
 
 
 class Failure(BaseModel):
-    """What is answered when it did not go well."""
+    """It was refused, and nothing was changed, unless the error leaves that open."""
 
     ok: Literal[False]
     error: ErrorObject

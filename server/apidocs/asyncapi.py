@@ -211,7 +211,8 @@ class _Document:
         self, channel: str, event: str, payload: Schema, answers: Iterable[Schema], text: str
     ) -> None:
         message = self._message(f"client.{_key(event)}", event, payload, text)
-        ack = self._message(f"ack.{_key(event)}", event, {"oneOf": list(answers)}, "The ack.")
+        answer = f"The answer to `{event}`: what it made, or why it was refused."
+        ack = self._message(f"ack.{_key(event)}", event, {"oneOf": list(answers)}, answer)
         self._receive(channel, event, message, reply=ack, summary=text)
 
     def _receive(self, channel: str, event: str, message: str, *, reply: str, summary: str) -> None:
@@ -243,7 +244,8 @@ class _Document:
             "messages": [self._in_channel(channel, message)],
         }
         if answered_by is not None:
-            ack = self._message(f"ack.server.{_key(event)}", event, answered_by, "The ack.")
+            answer = "What a client answers."
+            ack = self._message(f"ack.server.{_key(event)}", event, answered_by, answer)
             operation["reply"] = {
                 "channel": _channel(channel),
                 "messages": [self._in_channel(channel, ack)],
