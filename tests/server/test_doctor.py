@@ -497,6 +497,18 @@ async def test_a_mongodb_that_hangs(tmp_path: Path, mongo_process: MongoProcess)
         assert_fails(await mongodb_of(tmp_path, mongo_process.uri), "does not answer")
 
 
+async def test_tls_where_mongodb_has_none_and_the_other_way_round(
+    tmp_path: Path, mongo_process: MongoProcess
+) -> None:
+    found = await mongodb_of(tmp_path, f"{mongo_process.uri}/?tls=true")
+    assert_fails(found, "does not speak TLS")
+    async with tls_server(tmp_path) as port:
+        found = await mongodb_of(tmp_path, f"mongodb://127.0.0.1:{port}")
+        assert_fails(found, "speaks TLS only")
+        found = await mongodb_of(tmp_path, f"mongodb://127.0.0.1:{port}/?tls=true")
+        assert_fails(found, "certificate is not trusted")
+
+
 async def test_a_mongodb_that_refuses_the_login(tmp_path: Path) -> None:
     async with strict_mongodb() as port:
         wrong = await mongodb_of(tmp_path, f"mongodb://u:{PASSWORD}@127.0.0.1:{port}/gym")
