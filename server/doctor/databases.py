@@ -39,7 +39,7 @@ async def examine(uri: str) -> AsyncIterator[Finding]:
         yield failure("mongodb", str(exc))
         return
     try:
-        reached = await within("mongodb", where, reach(uri, where))
+        reached = await within("mongodb", where, reach(client, uri, where))
         if reached.level == "ok":
             reached = await within("mongodb", where, greet(client, uri, where))
         yield reached
@@ -55,11 +55,12 @@ async def examine(uri: str) -> AsyncIterator[Finding]:
         await client.close()
 
 
-async def reach(uri: str, where: str) -> Finding:
+async def reach(client: Client, uri: str, where: str) -> Finding:
     """Whether it takes connections."""
     if not uri.startswith("mongodb+srv:"):  # who is there, is asked by the driver
         try:
-            await network.demand_reachable(network.places(uri, MONGODB_PORT))
+            where_to = network.places(uri, MONGODB_PORT)
+            await network.demand_reachable(where_to, uses_tls=_uses_tls(client))
         except network.Unreachable as exc:
             return failure("mongodb", f"{where}: {exc} (MONGODB_URI)")
     return ok("mongodb", f"{where} takes connections")
@@ -79,12 +80,15 @@ async def greet(client: Client, uri: str, where: str) -> Finding:
         if any(server.is_readable for server in servers):
             return failure("mongodb", f"{where} has no primary: look at rs.status()")
         causes = [server.error for server in servers if server.error is not None]
-        uses_tls = client.options.pool_options._ssl_context is not None
         reason = await network.why_silent(
-            network.places(uri, MONGODB_PORT), uses_tls, causes[0] if causes else exc
+            network.places(uri, MONGODB_PORT), _uses_tls(client), causes[0] if causes else exc
         )
         return failure("mongodb", f"{where}: {reason} (MONGODB_URI)")
     return ok("mongodb", f"{where} answers, {(time.monotonic() - started_s) * 1_000:.1f} ms")
+
+
+def _uses_tls(client: Client) -> bool:
+    return client.options.pool_options._ssl_context is not None
 
 
 def _refusal(exc: OperationFailure, where: str) -> Finding:

@@ -33,17 +33,20 @@ def places(url: str, default_port: int) -> list[Where]:
     return found
 
 
-async def demand_reachable(where: list[Where]) -> None:
-    """Raises Unreachable unless one of these takes a connection."""
+async def demand_reachable(where: list[Where], *, uses_tls: bool = False) -> None:
+    """Raises Unreachable unless one of these takes a connection, and TLS if that is to be used."""
     reasons = []
     for place in where:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S / len(where)):
                 await _connect(place)
-            return
+            break
         except (OSError, UnicodeError) as exc:  # TimeoutError as well
             reasons.append(_why(place, exc))
-    raise Unreachable(reasons[0])
+    else:
+        raise Unreachable(reasons[0])
+    if uses_tls and not await speaks_tls(place):
+        raise Unreachable("it does not speak TLS: leave TLS out of the address")
 
 
 async def _connect(place: Where, context: ssl.SSLContext | None = None) -> None:
@@ -87,9 +90,6 @@ async def why_silent(where: list[Where], uses_tls: bool, exc: BaseException) -> 
         return (
             "its certificate is not trusted: name its CA's file in the address, or the right host"
         )
-    speaks = await speaks_tls(where[0])
-    if uses_tls and not speaks:
-        return "it does not speak TLS: leave TLS out of the address"
-    if speaks and not uses_tls:
+    if not uses_tls and await speaks_tls(where[0]):
         return "it speaks TLS only: ask for TLS in the address"
     return "it takes connections, and does not answer: look whether it hangs, and at its log"

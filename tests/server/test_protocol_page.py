@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from handlers.streams import STREAMS
 from server.apidocs import asyncapi, openapi
 from server.settings import Settings
 from tests.helpers.api_documents import DOCUMENT, EVENTS, ApiDocument
@@ -63,7 +64,12 @@ def documented_events() -> set[str]:
 
 
 def test_every_event_of_the_page_is_in_asyncapi() -> None:
-    assert events_in(page()) - documented_events() == set()
+    assert events_in(page()) - documented_events() - set(STREAMS.kinds) == set()
+
+
+def test_every_stream_is_on_the_page_and_no_other() -> None:
+    head, *_ = (part for part in section(5).split("\n\n") if part.startswith("| stream"))
+    assert {spans(row[0])[0] for row in rows(head)[1:]} == set(STREAMS.kinds)
 
 
 def test_every_event_of_asyncapi_is_on_the_page() -> None:
