@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
@@ -60,7 +61,7 @@ async def reach(client: Client, uri: str, where: str) -> Finding:
     if not uri.startswith("mongodb+srv:"):  # who is there, is asked by the driver
         try:
             where_to = network.places(uri, MONGODB_PORT)
-            await network.demand_reachable(where_to, uses_tls=_uses_tls(client))
+            await network.demand_reachable(where_to, _tls(client))
         except network.Unreachable as exc:
             return failure("mongodb", f"{where}: {exc} (MONGODB_URI)")
     return ok("mongodb", f"{where} takes connections")
@@ -81,14 +82,16 @@ async def greet(client: Client, uri: str, where: str) -> Finding:
             return failure("mongodb", f"{where} has no primary: look at rs.status()")
         causes = [server.error for server in servers if server.error is not None]
         reason = await network.why_silent(
-            network.places(uri, MONGODB_PORT), _uses_tls(client), causes[0] if causes else exc
+            network.places(uri, MONGODB_PORT), _tls(client) is not None, (causes or [exc])[0]
         )
         return failure("mongodb", f"{where}: {reason} (MONGODB_URI)")
     return ok("mongodb", f"{where} answers, {(time.monotonic() - started_s) * 1_000:.1f} ms")
 
 
-def _uses_tls(client: Client) -> bool:
-    return client.options.pool_options._ssl_context is not None
+def _tls(client: Client) -> ssl.SSLContext | None:
+    """The TLS that its options ask for."""
+    context = client.options.pool_options._ssl_context
+    return context if isinstance(context, ssl.SSLContext | None) else network.any_tls()
 
 
 def _refusal(exc: OperationFailure, where: str) -> Finding:

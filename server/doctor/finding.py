@@ -44,9 +44,10 @@ def failure(subject: str, text: str) -> Finding:
 
 
 async def within(
-    subject: str, what: str, check: Awaitable[Finding], timeout_s: float = CHECK_TIMEOUT_S
+    subject: str, what: str, check: Awaitable[Finding], timeout_s: float | None = None
 ) -> Finding:
     """What a check finds; that it does not end in time, or fails itself, is a finding too."""
+    timeout_s = CHECK_TIMEOUT_S if timeout_s is None else timeout_s
     try:
         async with asyncio.timeout(timeout_s):
             return await check

@@ -13,6 +13,8 @@ from server.doctor.finding import address
 CONNECT_TIMEOUT_S = 2.0
 HANDSHAKE_TIMEOUT_S = 1.0
 
+_UNTRUSTED = "its certificate is not trusted: name its CA's file in the address, or the right host"
+
 Where = tuple[str, int] | str
 """Host and port, or the path of a socket."""
 
@@ -33,8 +35,15 @@ def places(url: str, default_port: int) -> list[Where]:
     return found
 
 
-async def demand_reachable(where: list[Where], *, uses_tls: bool = False) -> None:
-    """Raises Unreachable unless one of these takes a connection, and TLS if that is to be used."""
+def any_tls() -> ssl.SSLContext:
+    """TLS by whatever certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def demand_reachable(where: list[Where], tls: ssl.SSLContext | None = None) -> None:
+    """Raises Unreachable unless one of these takes a connection, and this TLS on it, if any."""
     reasons = []
     for place in where:
         try:
@@ -45,8 +54,18 @@ async def demand_reachable(where: list[Where], *, uses_tls: bool = False) -> Non
             reasons.append(_why(place, exc))
     else:
         raise Unreachable(reasons[0])
-    if uses_tls and not await speaks_tls(place):
-        raise Unreachable("it does not speak TLS: leave TLS out of the address")
+    if tls is not None:
+        await _demand_tls(place, tls)
+
+
+async def _demand_tls(place: Where, tls: ssl.SSLContext) -> None:
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await _connect(place, tls)
+    except ssl.SSLCertVerificationError as exc:
+        raise Unreachable(_UNTRUSTED) from exc
+    except (OSError, ValueError) as exc:
+        raise Unreachable("it does not speak TLS: leave TLS out of the address") from exc
 
 
 async def _connect(place: Where, context: ssl.SSLContext | None = None) -> None:
@@ -72,24 +91,15 @@ def _why(place: Where, exc: Exception) -> str:
     return "it refuses connections: start it, or correct host and port"
 
 
-async def speaks_tls(place: Where) -> bool:
-    """Whether TLS is what is spoken there, by whatever certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            await _connect(place, context)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 async def why_silent(where: list[Where], uses_tls: bool, exc: BaseException) -> str:
     """A connection is made, and no answer comes: what is so, and what to do."""
     if "certificate verify failed" in str(exc).lower():
-        return (
-            "its certificate is not trusted: name its CA's file in the address, or the right host"
-        )
-    if not uses_tls and await speaks_tls(where[0]):
-        return "it speaks TLS only: ask for TLS in the address"
+        return _UNTRUSTED
+    if not uses_tls:
+        try:
+            await _demand_tls(where[0], any_tls())
+        except Unreachable:
+            pass
+        else:
+            return "it speaks TLS only: ask for TLS in the address"
     return "it takes connections, and does not answer: look whether it hangs, and at its log"

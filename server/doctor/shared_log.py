@@ -66,7 +66,8 @@ async def examine(settings: Settings, url: str) -> AsyncIterator[Finding]:
 async def reach(url: str, where: str) -> Finding:
     """Whether it takes connections."""
     try:
-        await network.demand_reachable(_places(url), uses_tls=url.startswith("rediss"))
+        tls = network.any_tls() if url.startswith("rediss") else None
+        await network.demand_reachable(_places(url), tls)
     except network.Unreachable as exc:
         return failure("redis", f"{where}: {exc} (REDIS_URL)")
     return ok("redis", f"{where} takes connections")

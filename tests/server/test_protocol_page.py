@@ -39,7 +39,7 @@ def section(number: int) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of its tables' rows, without their heads."""
+    """The cells of its tables' rows, their heads first."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     return [[cell.strip() for cell in row] for row in cells]
