@@ -381,10 +381,10 @@ class StreamHub:
         if not stream.watchers:
             now_s = asyncio.get_running_loop().time()
             stream.call_at(now_s + LINGER_S, self._let_go)
-        elif stream.newcomers and self._is_current(stream):
-            stream.call_at(0.0, self._go_further)
         elif stream.must_check:
             stream.call_at(stream.retry_at_s, self._start)
+        elif stream.newcomers and self._is_current(stream):
+            stream.call_at(0.0, self._go_further)
         elif stream.is_stale or stream.newcomers:
             stream.call_at(max(stream.made_at_s + kind.interval_s, stream.retry_at_s), self._start)
         elif kind.every_s is not None:

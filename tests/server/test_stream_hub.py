@@ -185,6 +185,16 @@ async def test_who_may_watch_no_more_is_told_once_and_shown_nothing(scene: Scene
     assert scene.hub.streams_of(BEN) == ()
 
 
+async def test_who_is_shut_out_before_the_first_value_gets_none(scene: Scene) -> None:
+    await scene.subscribe(ANA)
+    await until(lambda: scene.watchers.last("ana"))
+    await scene.subscribe(BEN)
+    scene.numbers.banned.add("ben")
+    scene.hub.renewed(BEN)
+    await until(lambda: scene.watchers.over)
+    assert numbers_of(scene, "ben") == []
+
+
 async def test_a_stream_whose_thing_is_gone_ends_for_all(scene: Scene) -> None:
     for name in (ANA, BEN):
         await scene.subscribe(name)
