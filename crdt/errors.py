@@ -22,7 +22,9 @@ Each error becomes the same object in an ack, in a connect error and in `sync-re
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field
 
 
 class RepSyncError(Exception):
@@ -144,6 +146,35 @@ class Outdated(Unavailable):
 
 class DocumentDamaged(Unavailable):
     """What is stored of one document cannot be read. Others are not affected."""
+
+
+Code = Literal[
+    "unauthenticated",
+    "token_expired",
+    "forbidden",
+    "not_found",
+    "invalid",
+    "conflict",
+    "locked",
+    "room_full",
+    "too_large",
+    "rate_limited",
+    "unsynced",
+    "unavailable",
+    "internal",
+]
+
+
+class ErrorObject(BaseModel):
+    """Why something was refused. The code is stable, the text is for people."""
+
+    code: Code
+    message: str
+    retryable: bool
+    details: Annotated[
+        Any, Field(description="for `invalid` a list of `{path, message}`; else what the code says")
+    ] = None
+    retry_after_ms: Annotated[int, Field(ge=0)] | None = None
 
 
 INTERNAL: dict[str, Any] = {"code": "internal", "message": "internal error", "retryable": True}

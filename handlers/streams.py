@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from crdt import ids
 from crdt.access import Right, User
-from crdt.errors import Conflict, Forbidden, NotFound, RepSyncError
+from crdt.errors import Conflict, ErrorObject, Forbidden, NotFound, RepSyncError
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId, is_text
 from crdt.live import LiveRoom
 from crdt.ports import Store, Training
 from crdt.progress import user_progress
 from crdt.records import RecordType
+from crdt.schema import TimeMs
+from crdt.shown import Count, Progress, Status
 from handlers.context import Context
-from handlers.registry import Payload, Registry
+from handlers.health import Alert, HealthForAdmins, HealthReport
+from handlers.registry import Payload, Registry, Reply
 
 registry = Registry()
 
@@ -149,55 +152,30 @@ class StreamValue(BaseModel):
     """What every event of a stream carries. `seq` is one more with each value that was made of the
     stream on this instance: a gap is what a reader has skipped."""
 
-    model_config = ConfigDict(extra="allow")
-
     stream: str
-    seq: int
-    server_time: int
+    seq: Count
+    server_time: TimeMs
 
 
-class HealthValue(StreamValue):
+class HealthValue(StreamValue, HealthReport):
+    """The object of `/health`."""
+
+
+class HealthForAdminsValue(StreamValue, HealthForAdmins):
     """The object of `/health`, and more for admins."""
 
-    status: Literal["healthy", "degraded", "unhealthy"]
-    uptime_s: float
-    connections: int
-    rooms: int
-    dependencies: dict[str, dict[str, Any]]
 
-
-class AlertValue(StreamValue):
+class AlertValue(StreamValue, Alert):
     """One alert that fires, or is over."""
-
-    id: str
-    key: str
-    severity: Literal["info", "warning", "critical"]
-    state: Literal["firing", "resolved"]
-    title: str
-    message: str
-    count: int
-    window_s: float
-    first_at: int
-    last_at: int
-    instance: str
-
-
-class UserProgressInWorkout(BaseModel):
-    sets_done: int
-    sets_planned: int
-    volume_kg: float
-    reps: int
-    best: dict[str, dict[str, float]]
-    records: list[dict[str, Any]]
 
 
 class WorkoutProgressValue(StreamValue):
-    """How far everybody has come in one workout, by user id."""
+    """How far everybody has come in one workout."""
 
     workout_id: str
-    status: str | None
-    progress: dict[str, UserProgressInWorkout]
-    version: int
+    status: Status | None
+    progress: Annotated[dict[str, Progress], Field(description="user id -> progress")]
+    version: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +194,7 @@ class _System:
         return self.read()
 
 
-@STREAMS.on("system:health", "system:health", HealthValue, every_s=HEALTH_INTERVAL_S)
+@STREAMS.on("system:health", "system:health", HealthForAdminsValue, every_s=HEALTH_INTERVAL_S)
 async def look_at_health(sources: Sources, id_: str, since_s: float) -> Look:
     return _System(sources.health)
 
@@ -356,7 +334,15 @@ class StreamList(Payload):
     ]
 
 
-@registry.on("subscribe", StreamList)
+class Subscribed(Reply):
+    """What is watched from now on, and why the others are not."""
+
+    subscribed: list[str]
+    denied: list[str]
+    errors: Annotated[dict[str, ErrorObject], Field(description="stream -> why not")]
+
+
+@registry.on("subscribe", StreamList, Subscribed)
 async def subscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     """Watch streams: the current value of each comes first, then its changes."""
     watcher, streams = ctx.caller.connection_id, ctx.services.streams
@@ -376,7 +362,11 @@ async def subscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     return {"subscribed": list(granted), "denied": list(errors), "errors": errors}
 
 
-@registry.on("unsubscribe", StreamList)
+class Unsubscribed(Reply):
+    unsubscribed: list[str]
+
+
+@registry.on("unsubscribe", StreamList, Unsubscribed)
 async def unsubscribe(ctx: Context, msg: StreamList) -> Mapping[str, Any]:
     """Watch these streams no more."""
     return {"unsubscribed": ctx.services.streams.unsubscribe(ctx.caller.connection_id, msg.streams)}

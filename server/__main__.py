@@ -1,4 +1,4 @@
-"""The command line: `python -m server [serve|worker|token|replay]`."""
+"""The command line: `python -m server [serve|worker|token|replay|doctor]`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from aiohttp import web
 from server import VERSION, logs
 from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
+from server.command_help import teach
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
 from server.signals import until_stopped
@@ -36,6 +37,10 @@ FIRST_TOKENS_TTL_S = 7 * 86_400
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command = arguments.command or "serve"
+    if command == "doctor":
+        from server import doctor  # what it looks at, a server need not have
+
+        return doctor.main(arguments.token)
     try:
         settings = Settings.from_env()
         logs.configure(settings, is_serving=command in ("serve", "worker"))
@@ -98,6 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--limit", type=_count, metavar="N", help="the first N workouts only")
     replay.add_argument("--seed", type=int, default=1, help="repeats the same accidents")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check configuration and connections, and say what to do",
+        description="Look at what the environment configures: settings, data folder, port, keys, "
+        "Redis, MongoDB. Prints a line for each check: ok, warning, or FAIL with what to do. "
+        "Changes nothing, and prints no secret.",
+    )
+    doctor.add_argument(
+        "--token", metavar="TOKEN", help="say why this one is refused; - reads it from stdin"
+    )
+    teach(parser, commands.choices)
     return parser
 
 

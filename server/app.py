@@ -16,7 +16,7 @@ from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
 from handlers.streams import Sources
-from server import http, http_rules, instruments, limits
+from server import apidocs, http, http_rules, instruments, limits
 from server.alerts import sentry
 from server.api import SnapshotApi
 from server.auth import Authenticator
@@ -157,6 +157,7 @@ def create_app(settings: Settings) -> web.Application:
     app[PARTS] = parts
     sockets.mount(app)
     http.add_routes(app, health, metrics)
+    apidocs.add_routes(app)
     viewers.add_routes(app)
     SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))

@@ -164,6 +164,10 @@ class JwksClient:
             self._look_again_at = self._now() + self._cool_down_s
             await self._fetch()
 
+    async def fetch(self) -> None:
+        """Fetch the keys now, whatever is at hand; `report` tells how that went."""
+        await self._fetch()
+
     # -- fetching ---------------------------------------------------------------------------
 
     async def _keep_fresh(self) -> None:

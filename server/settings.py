@@ -163,7 +163,10 @@ class Settings(BaseSettings):
         if self.jwt_jwks_url:
             _check_key_set_url(self.jwt_jwks_url)
         if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
-            raise SettingsError("JWT_SECRET is shorter than the 32 bytes that HS256 asks for")
+            raise SettingsError(
+                "JWT_SECRET is shorter than the 32 bytes that HS256 asks for:"
+                " openssl rand -base64 48 makes a good one"
+            )
         if not self.is_loopback and not keys:
             raise SettingsError(
                 f"HOST is {self.host}, which others can reach, and no key is configured:"

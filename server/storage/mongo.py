@@ -157,21 +157,8 @@ class MongoStore:
             StorageError: the URI is none. The text does not repeat it: it may hold a password.
         """
         self.stats = StoreStats()
-        try:
-            given = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
-            defaults = {
-                name: value for name, value in DEFAULTS.items() if name.lower() not in given
-            }
-            self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-                uri, **defaults, **DURABLE
-            )
-            self._db = self._client.get_default_database(DEFAULT_DATABASE)
-        except (PyMongoError, ValueError, TypeError) as exc:
-            raise StorageError(
-                "MONGODB_URI is no connection string of MongoDB's:"
-                " mongodb://[user:password@]host[:port][,...][/database][?options], with"
-                " reserved characters in the user name and the password percent-encoded"
-            ) from exc
+        self._client = client_of(uri)
+        self._db = self._client.get_default_database(DEFAULT_DATABASE)
         self._timeout_s = self._client.options.timeout or DEFAULT_TIMEOUT_S
         self._breaker = Breaker(
             "MongoDB",
@@ -836,6 +823,30 @@ class _Locks:
                 lock = self._locks.setdefault(name, asyncio.Lock())
                 await held.enter_async_context(lock)
             yield
+
+
+def client_of(uri: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
+    """A client for the MongoDB at `uri`. Nothing is connected yet.
+
+    Args:
+        options: of pymongo, whatever the URI says.
+    Raises:
+        StorageError: the URI is none. The text does not repeat it: it may hold a password.
+    """
+    try:
+        given = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
+        defaults = {name: value for name, value in DEFAULTS.items() if name.lower() not in given}
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            uri, **{**defaults, **DURABLE, **options}
+        )
+        client.get_default_database(DEFAULT_DATABASE)
+    except (PyMongoError, ValueError, TypeError) as exc:
+        raise StorageError(
+            "MONGODB_URI is no connection string of MongoDB's:"
+            " mongodb://[user:password@]host[:port][,...][/database][?options], with"
+            " reserved characters in the user name and the password percent-encoded"
+        ) from exc
+    return client
 
 
 def is_replicated(hello: Mapping[str, Any]) -> bool:

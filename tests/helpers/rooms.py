@@ -23,6 +23,7 @@ from crdt.room import Room
 from handlers import REGISTRY
 from handlers.context import Caller, Services
 from handlers.streams import STREAMS, Sources
+from tests.helpers.api_documents import EVENTS, sockets_document
 
 NOW_MS = 1_700_000_000_000
 DEADLINE_S = 5.0
@@ -318,6 +319,8 @@ class Desk:
         self.sessions = FakeSessions()
         self.streams = FakeStreams(Sources(self.bench.hub, self.bench.store, dict, dict))
         self.users: dict[str, User] = {}
+        self._checked: dict[int, Any] = {}
+        self._op_ids: dict[str, str] = {}
         self.services = Services(
             self.bench.hub, self.bench.store, self.bench.clock, self.sessions, self.streams
         )
@@ -346,7 +349,24 @@ class Desk:
     async def ask(self, who: str, event: str, data: Any) -> Answer:
         """Send anything. Returns: the ack."""
         async with asyncio.timeout(DEADLINE_S):
-            return await REGISTRY.dispatch(self.caller(who), self.services, event, data)
+            answer = await REGISTRY.dispatch(self.caller(who), self.services, event, data)
+        if isinstance(data, dict) and "op_id" in data:
+            # A repeat gets the first answer, be it to another event.
+            event = self._op_ids.setdefault(str(data["op_id"]), event)
+        if event in REGISTRY.intents:
+            _check_answer(event, answer)
+        self._check_told()
+        return answer
+
+    def _check_told(self) -> None:
+        """Raises Undocumented if clients were told what the API's document does not have."""
+        commits, presences = self.outlet.commits, self.outlet.presences
+        told = [*presences, *((event, payload) for _, event, payload in self.sessions.told)]
+        told += [(e.name, e.payload) for commit in commits for e in commit.events]
+        for event, payload in told:
+            if id(payload) not in self._checked:
+                self._checked[id(payload)] = payload
+                sockets_document().check_told(EVENTS, event, payload)
 
     async def do(self, who: str, event: str, **data: Any) -> Answer:
         """Send an intent that must succeed."""
@@ -395,3 +415,11 @@ class Desk:
         answer = await self.do(who, "workout:sync", workout_id=workout_id)
         snapshot: dict[str, Any] = answer["workout"]
         return snapshot
+
+
+def _check_answer(event: str, answer: Answer) -> None:
+    """Raises Undocumented unless the API's document has such an answer."""
+    shown = dict(answer)
+    if shown.get("durability") == MemoryStore.durability:
+        shown["durability"] = "disk"  # no server stores in memory
+    sockets_document().check_answer(EVENTS, event, shown)
