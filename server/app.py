@@ -16,7 +16,7 @@ from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
-from server import http, http_rules, limits
+from server import dashboard, http, http_rules, limits
 from server.auth import Authenticator
 from server.gateway import Gateway
 from server.health import Health
@@ -115,6 +115,7 @@ def create_app(settings: Settings) -> web.Application:
     app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
+    dashboard.add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
