@@ -1,0 +1,100 @@
+"""The page at `/` in a real browser, against real servers: what somebody who watches sees."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser
+
+from server import dashboard
+from tests.helpers import browsers
+from tests.helpers.browsers import watcher
+from tests.helpers.clusters import running_cluster
+from tests.helpers.servers import RunningServer, ServerProcess, running_server
+
+pytestmark = pytest.mark.system
+
+SECRET = "a secret of more than thirty-two bytes"
+TITLE = "Leg day <img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    async with browsers.browser() as started:
+        yield started
+
+
+def operator(server: RunningServer, **claims: Any) -> str:
+    return server.token("operator", name="Operator", role="admin", **claims)
+
+
+# -- tokens ---------------------------------------------------------------------------------------
+
+
+async def test_a_token_that_is_not_taken_is_asked_for_again_with_the_reason(
+    server: RunningServer, chromium: Browser
+) -> None:
+    async with watcher(chromium, server.url) as ana:
+        for token, reason in (
+            ("nonsense", "unauthenticated"),
+            (operator(server, ttl_s=-60), "token_expired"),
+        ):
+            await ana.give(token)
+            await ana.says("#reason", reason)
+            assert await ana.page.input_value("#token") == ""
+        await ana.give(operator(server))
+        await ana.says("#link", "Live")
+        assert await ana.page.locator("#ask").is_hidden()
+        assert await ana.page.evaluate("localStorage.length") == 0
+        await ana.page.reload()  # the tab keeps it
+        await ana.says("#link", "Live")
+
+
+async def test_a_token_that_expires_while_watching_leaves_what_was_shown_marked_as_old(
+    server: RunningServer, chromium: Browser
+) -> None:
+    async with watcher(chromium, server.url) as ana:
+        await ana.give(operator(server, ttl_s=3))
+        await ana.says("#dependencies", "store")
+        await ana.says("#reason", "token_expired")
+        await ana.says("#link", "No data for")
+        assert await ana.page.locator("body.old #dependencies").is_visible()
+        await ana.give(operator(server))
+        await ana.until("!document.body.classList.contains('old')")
+
+
+# -- servers that come and go ---------------------------------------------------------------------
+
+
+async def test_a_server_that_dies_is_said_to_be_away_and_is_found_again(
+    tmp_path: Path, chromium: Browser
+) -> None:
+    server = ServerProcess(tmp_path)
+    try:
+        await server.start()
+        assert server.process is not None
+        assert server.process.stdout is not None
+        greeting = (await server.process.stdout.read(4_096)).decode()
+        found = re.search(r"token for the dashboard +(\S+)", greeting)
+        assert found is not None
+        async with watcher(chromium, server.url, may_fail=True) as ana:
+            await ana.give(found[1])
+            await ana.says("#link", "Live")
+            await ana.says("#dependencies", "store")
+            server.pause()  # nothing ends, nothing comes
+            await ana.says("#link", "No data for 7 s")
+            server.resume()
+            await ana.until("!document.body.classList.contains('old')")
+            await server.kill()
+            await ana.says("#link", "trying again")
+            assert await ana.page.locator("body.old").count() == 1
+            await server.start()
+            await ana.says("#link", "Live", timeout_s=20)
+    finally:
+        await server.stop()
