@@ -130,12 +130,7 @@ charts:
 			echo "The chart library was not installed: the page draws simpler charts."; \
 	fi
 
-# Its small file is a plain script; with one line more it is a module, and is served as it is.
-$(CHARTS): $(PAGE)/package-lock.json
+# Its smallest file is a plain script; a line is added that makes it a module.
+$(CHARTS): $(PAGE)/package.json $(PAGE)/package-lock.json
 	@echo "Installing the page's chart library into $(PAGE)/dist"
-	@cd $(PAGE) && $(NPM_CI) --fetch-retries=1
-	@mkdir -p $(@D)
-	@cp $(PAGE)/node_modules/uplot/dist/uPlot.min.css $(@D)/uPlot.css
-	@cp $(PAGE)/node_modules/uplot/LICENSE $(@D)/uPlot.LICENSE
-	@{ cat $(PAGE)/node_modules/uplot/dist/uPlot.iife.min.js && echo "export default uPlot;"; } > $@.part
-	@mv $@.part $@
+	@cd $(PAGE) && $(NPM_CI) --fetch-retries=1 && npm run build --silent

@@ -76,6 +76,7 @@ function receive (event, value) {
   else if (event === 'system:health') showHealth(value)
   else if (event === 'system:alert') health.noteAlert(value)
   else if (event === 'progress') showProgress(value)
+  else if (event === 'subscription:ended') watched.delete(value.stream) // asked for anew, once
   else if (event === 'auth:expiring') warnOfExpiry(value)
 }
 
