@@ -16,6 +16,7 @@ from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
+from handlers.streams import Sources
 from server import dashboard, http, http_rules, limits
 from server.auth import Authenticator
 from server.gateway import Gateway
@@ -24,7 +25,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.port import ServerStore, StorageError
 from server.storage.sqlite import SqliteStore
-from server.streams import StreamHub
+from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def create_app(settings: Settings) -> web.Application:
         auth.key_set,
         cluster,
     )
-    streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
+    sources = Sources(hub, store, health=health.report, public_health=health.report)
+    streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of))
     services = Services(
         hub,
         store,

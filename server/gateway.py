@@ -25,14 +25,14 @@ from crdt.errors import (
     Unavailable,
 )
 from crdt.hub import RoomHub
-from crdt.ids import ConnectionId, DocName, UserId
+from crdt.ids import ConnectionId, DocName, UserId, is_text
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from handlers.context import Services
 from handlers.registry import Registry
 from server import limits
-from server.auth import Authenticator, Identity, is_text
+from server.auth import Authenticator, Identity
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
 from server.metrics import Metrics
 from server.sessions import Session
@@ -311,12 +311,14 @@ class Gateway:
             self._streams.progress_changed(commit.doc)
         if commit.touches_access:
             self._put_out_strangers(live)
+            self._streams.access_changed(commit.doc)
 
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)
         if live is None:
             return
         self._put_out_strangers(live)  # rights may have changed while these were being moved
+        self._streams.access_changed(doc)
         for sid in list(live.readers):
             session = self._sessions.get(sid)
             if session is not None:
@@ -361,8 +363,9 @@ class Gateway:
 
     def _end_if_revoked(self, session: Session) -> None:
         if self._revocations.refuses(session.token, self._services.clock.now_ms()):
-            error = _revoked().to_wire()
-            self._sockets.post(session.namespace, [session.id], "auth:revoked", error)
+            error = _revoked()
+            self._streams.end(session.id, error)
+            self._sockets.post(session.namespace, [session.id], "auth:revoked", error.to_wire())
             self._sockets.cut(session.namespace, session.id)
 
     def is_here(self, connection_id: ConnectionId) -> bool:
@@ -403,6 +406,7 @@ class Gateway:
         for name in self._hub.joined(session.id):
             if (live := self._hub.find(name)) is not None:
                 self._put_out_unless_allowed(live, session.connection)
+        self._streams.renewed(session.id)
 
     def _watch_expiry(self, session: Session) -> None:
         left_s = session.expires_at_s - time.time()
@@ -415,8 +419,9 @@ class Gateway:
         self._sockets.post(session.namespace, [session.id], "auth:expiring", notice)
 
     def _expire(self, session: Session) -> None:
-        error = TokenExpired("the token has expired").to_wire()
-        self._sockets.post(session.namespace, [session.id], "auth:expired", error)
+        error = TokenExpired("the token has expired")
+        self._streams.end(session.id, error)
+        self._sockets.post(session.namespace, [session.id], "auth:expired", error.to_wire())
         self._sockets.cut(session.namespace, session.id)
 
 

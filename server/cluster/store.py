@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,17 @@ import msgpack
 from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import (
+    TRAINING_ROLES,
+    Answer,
+    Append,
+    Durability,
+    Entry,
+    Loaded,
+    Stored,
+    Summary,
+    Training,
+)
 from crdt.revocations import Revocation
 from server.cluster.books import Book, Books, Prize, Row, Seed
 from server.cluster.bus import Bus
@@ -50,6 +60,7 @@ from server.storage.spool import Spool
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S, ANSWER_AGAIN_AFTER_S = 0.25, 2.0
+ENDED = ("completed", "abandoned")
 SEED_TIMEOUT_S, SEED_AGAIN_AFTER_S = 1.5, 2.0
 
 
@@ -295,6 +306,30 @@ class ClusterStore:
     ) -> Sequence[tuple[Summary, str]]:
         await self._list(user_id)
         return await self._store.summaries(user_id, kind, limit=limit, before=before)
+
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        await self._see_that_sets_are_moved(user_id, limit)
+        return await self._store.training(user_id, limit=limit, circles=circles)
+
+    async def _see_that_sets_are_moved(self, user_id: UserId, limit: int) -> None:
+        """Let MongoDB have what was done in workouts that have not ended, wherever that is, or that
+        are open here."""
+        newest = await self.summaries(user_id, DocKind.WORKOUT, limit=limit)
+        docs = [
+            summary.doc
+            for summary, role in newest
+            if role in TRAINING_ROLES
+            and (summary.status not in ENDED or self._replicator.holds(summary.doc))
+        ]
+        if self._replicator.is_away:
+            return  # what is in MongoDB is all that can be shown
+        try:
+            for doc in docs:
+                await self._mover.move(doc)
+        except AWAY as exc:
+            self._replicator.went_away(exc)
 
     async def summary(self, doc: DocName) -> Summary | None:
         await self._see_that_it_is_moved(doc)

@@ -34,7 +34,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -54,10 +54,21 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from crdt.access import Member
+from crdt.access import Member, is_shown
 from crdt.errors import Conflict, NotFound, TooLarge, Unavailable
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import (
+    TRAINING_ROLES,
+    Answer,
+    Append,
+    Durability,
+    Entry,
+    Loaded,
+    Stored,
+    Summary,
+    Training,
+)
+from crdt.progress import training
 from crdt.records import Award
 from crdt.revocations import Revocation
 from server.storage import mongo_log, mongo_projection, mongo_records, mongo_schema
@@ -587,6 +598,31 @@ class MongoStore:
             for member in members
             if member["doc"] in rows
         ]
+
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        with self._telling("read"):
+            await self._settle()
+            which = {
+                "user_id": user_id,
+                "kind": DocKind.WORKOUT.value,
+                "role": {"$in": list(TRAINING_ROLES)},
+            }
+            order = [("listed_at", -1), ("doc", 1)]
+            mine = [row["doc"] async for row in self._db["members"].find(which, sort=order)]
+            sets = await mongo_records.sets_of(self._db, user_id)
+            # Sets stay with who did them, also in a workout that they have left since.
+            docs = {*mine, *(str(worth.doc) for worth in sets)}
+            found = self._db["documents"].find({"_id": {"$in": sorted(docs)}})
+            rows = {row["_id"]: mongo_log.summary_of(row) async for row in found}
+        shown = {
+            row.doc
+            for row in rows.values()
+            if circles is None or is_shown(row.visibility, row.owner_id, circles)
+        }
+        workouts = [rows[doc] for doc in mine if doc in rows]
+        return training(workouts, shown, sets, limit=limit)
 
     async def summary(self, doc: DocName) -> Summary | None:
         with self._telling("read"):

@@ -6,11 +6,11 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary, Training
 from crdt.revocations import Revocation
 from server.storage import jobs
 from server.storage.port import ANSWERS_KEPT_S, StoreStats
@@ -102,6 +102,11 @@ class SqliteStore:
             return [(jobs.summary_of(row), row["role"]) for row in rows]
 
         return await self._file.read(find)
+
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        return await self._file.read(lambda db: jobs.training(db, user_id, limit, circles))
 
     async def summary(self, doc: DocName) -> Summary | None:
         def find(db: sqlite3.Connection) -> Summary | None:

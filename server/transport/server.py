@@ -378,10 +378,18 @@ class SocketServer(socketio.AsyncServer):
 
     def post_latest(self, sids: Iterable[str], key: Hashable, event: str, value: Any) -> None:
         """Send a value of which only the latest matters, to clients of `/`."""
-        message = outgoing(packet.EVENT, "/", [event, value])
+        self.send_latest(sids, key, outgoing(packet.EVENT, "/", [event, value]))
+
+    def send_latest(self, sids: Iterable[str], key: Hashable, message: Outgoing) -> None:
+        """The same, encoded already."""
+        clients = self.manager.clients
         for sid in sids:
-            if (connection := self.manager.clients.get(sid)) is not None:
+            if (connection := clients.get(sid)) is not None:
                 connection.post_latest(key, message)
+
+    def send(self, sids: Iterable[str], message: Outgoing) -> None:
+        """Send an event that is encoded already, and of which every one counts."""
+        self._post_all(sids, message)
 
     def ask(
         self, namespace: str, sid: str, event: str, *args: Any, answer: Callable[..., None]

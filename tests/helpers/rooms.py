@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from crdt.revocations import Revocation, TokenFacts
 from crdt.room import Room
 from handlers import REGISTRY
 from handlers.context import Caller, Services
+from handlers.streams import STREAMS, Sources
 
 NOW_MS = 1_700_000_000_000
 DEADLINE_S = 5.0
@@ -292,9 +293,13 @@ class FakeSessions:
 
 @dataclass
 class FakeStreams:
+    sources: Sources
     watched: dict[ConnectionId, list[str]] = field(default_factory=dict)
 
-    def subscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> None:
+    async def admit(self, user: User, stream: str, since_s: float) -> Hashable:
+        return await STREAMS.admit(self.sources, user, stream, since_s)
+
+    def subscribe(self, connection_id: ConnectionId, streams: Mapping[str, Hashable]) -> None:
         self.watched.setdefault(connection_id, []).extend(streams)
 
     def unsubscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> list[str]:
@@ -311,7 +316,7 @@ class Desk:
     def __init__(self, bench: Bench | None = None) -> None:
         self.bench = bench or Bench()
         self.sessions = FakeSessions()
-        self.streams = FakeStreams()
+        self.streams = FakeStreams(Sources(self.bench.hub, self.bench.store, dict, dict))
         self.users: dict[str, User] = {}
         self.services = Services(
             self.bench.hub, self.bench.store, self.bench.clock, self.sessions, self.streams
