@@ -54,7 +54,12 @@ export class Chart {
       cursor: { show: false },
       scales: { y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
       axes: [
-        { ...axis, size: 22, space: 50, values: (_, ticks, __, ___, step) => ticks.map((at) => timeOf(at, step)) },
+        {
+          ...axis,
+          size: 22,
+          space: (_, __, from, to) => to - from < 120_000 ? 75 : 50, // with seconds, or without
+          values: (_, ticks, __, ___, step) => ticks.map((at) => timeOf(at, step))
+        },
         { ...axis, size: 44, space: 26 }
       ],
       series: [{}, ...lines.map(({ colour }) => ({

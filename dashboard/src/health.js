@@ -138,6 +138,7 @@ class Tile {
 function showStatus (status) {
   $('status').hidden = false
   setText($('status'), WORDS[status] ?? status)
+  document.title = `${WORDS[status] ?? status} – RepSync`
   $('status').className = `badge ${status in WORDS ? status : ''}`
 }
 

@@ -164,6 +164,8 @@ function showLink () {
   const age = dataAt === null ? null : Date.now() - dataAt
   const isOld = age !== null && (age > OLD_AFTER_MS || connection !== 'watching')
   document.body.classList.toggle('old', isOld)
+  // Read out when it begins and when it ends, not every second.
+  setText($('said'), isOld ? 'What is shown is old' : connection === 'watching' ? 'Live' : '')
   const parts = []
   if (isOld) parts.push(`No data for ${format.duration(age)}`)
   if (connection === 'asking') parts.push(age === null ? 'Not connected' : 'not connected')

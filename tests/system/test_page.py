@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser
 
-from server import dashboard
+from server.replay.devices import EventClient
 from tests.helpers import browsers
 from tests.helpers.browsers import watcher
-from tests.helpers.clusters import running_cluster
-from tests.helpers.servers import RunningServer, ServerProcess, running_server
+from tests.helpers.servers import RunningServer, ServerProcess
 
 pytestmark = pytest.mark.system
 
-SECRET = "a secret of more than thirty-two bytes"
+LogASet = Callable[..., Awaitable[None]]
+
 TITLE = "Leg day <img src=x onerror=alert(1)>"
 
 
@@ -98,3 +96,50 @@ async def test_a_server_that_dies_is_said_to_be_away_and_is_found_again(
             await ana.says("#link", "Live", timeout_s=20)
     finally:
         await server.stop()
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+async def test_somebody_who_is_no_admin_sees_their_own_training_and_is_told_why(
+    server: RunningServer, chromium: Browser, tmp_path: Path
+) -> None:
+    phone = await server.events("ana", name="Ana")
+    workout_id, log_a_set = await begin_workout(phone)
+    await log_a_set(weight_kg=100)
+    async with watcher(chromium, server.url, size=browsers.PHONE, scheme="dark") as ana:
+        await ana.give(server.token("ana", name="Ana"))
+        await ana.says("#own-note", "system streams are for admins")
+        await ana.says("#own-workouts", TITLE)
+        await ana.says("#own-records", "heaviest: 100 kg")
+        await ana.says("#own-live table", "500 kg")
+        await log_a_set(weight_kg=120)
+        await ana.says("#own-live table", "1,100 kg")
+        await ana.says("#own-records", "heaviest: 120 kg")
+        assert await ana.page.locator("#system").is_hidden()
+        assert await ana.fits()
+        await browsers.photograph(ana, tmp_path, "own")
+        await phone.do("workout:complete", {"workout_id": workout_id})
+        await ana.says("#own-live", "You are not training")
+
+
+async def begin_workout(phone: EventClient, **options: Any) -> tuple[str, LogASet]:
+    """A workout that is under way. Returns: its id, and what logs a set of five squats in it."""
+    made = await phone.do("workout:create", {"title": TITLE, **options})
+    workout_id: str = made["workout"]["id"]
+    await phone.do("workout:start", {"workout_id": workout_id})
+    added = await phone.do(
+        "workout:exercise:add", {"workout_id": workout_id, "exercise": {"name": "Squat"}}
+    )
+
+    async def log_a_set(**fields: Any) -> None:
+        await phone.do(
+            "workout:set:complete",
+            {
+                "workout_id": workout_id,
+                "exercise_id": added["exercise_id"],
+                "set": {"reps": 5, **fields},
+            },
+        )
+
+    return workout_id, log_a_set
