@@ -7,6 +7,8 @@ document.head.append(Object.assign(document.createElement('link'), {
   rel: 'stylesheet', href: '/dashboard/uPlot.css'
 }))
 
+const SECONDS = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600]
+
 const isDark = matchMedia('(prefers-color-scheme: dark)')
 
 export class Chart {
@@ -49,7 +51,7 @@ export class Chart {
       width: this._width(),
       height: this._height,
       ms: 1,
-      padding: [6, 8, 0, 0],
+      padding: [6, 22, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: { y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
@@ -57,6 +59,7 @@ export class Chart {
         {
           ...axis,
           size: 22,
+          incrs: SECONDS.map((s) => s * 1_000),
           space: (_, __, from, to) => to - from < 120_000 ? 75 : 50, // with seconds, or without
           values: (_, ticks, __, ___, step) => ticks.map((at) => timeOf(at, step))
         },

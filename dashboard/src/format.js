@@ -35,6 +35,11 @@ export function day (ms) {
   return Number.isFinite(ms) ? new Date(ms).toLocaleDateString('en-GB', { day: 'numeric', month: 'short', year: 'numeric' }) : NOTHING
 }
 
+// Records are kept by the library's id of an exercise, or by its name: `name:squat`.
+export function exercise (key) {
+  return String(key ?? '').replace(/^(name|id):/, '')
+}
+
 const RECORDS = {
   weight: ['heaviest', 'kg'],
   volume: ['most in a set', 'kg'],

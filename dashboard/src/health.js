@@ -53,9 +53,12 @@ export class HealthView {
         latency(it.latency_ms ?? it.lag_ms),
         (it.breaker ?? format.NOTHING).replace('_', ' ')
       ]), 'Nothing is known yet')
-    const faults = Object.entries(health.dependencies ?? {}).filter(([, it]) => it.error)
+    const faults = [
+      ...Object.entries(health.dependencies ?? {}).map(([name, it]) => [name, it.error]),
+      ...(health.quarantined_documents ?? []).map((it) => [it.doc, `set aside: ${it.cause}`])
+    ].filter(([, fault]) => fault)
     $('faults').hidden = faults.length === 0
-    fillList($('faults'), faults, ([name]) => name, (item, [name, it]) => setText(item, `${name}: ${it.error}`), '')
+    fillList($('faults'), faults, ([name]) => name, (item, [name, fault]) => setText(item, `${name}: ${fault}`), '')
     fillTable($('instances'), ['Instance', 'State', 'Connections#', 'Rooms#', 'Up for', 'Heard of'],
       (health.instances ?? []).map((it) => [
         { text: it.instance, className: 'code' },
@@ -155,7 +158,7 @@ function fillRecord (item, it) {
   item.append(
     make('time', {}, format.clock(it.at_ms)),
     make('strong', {}, it.user?.name ?? it.user?.id ?? 'somebody'),
-    make('span', {}, ` ${it.exercise}`),
+    make('span', {}, ` ${format.exercise(it.exercise)}`),
     make('span', { className: 'quiet' }, format.record(it.type, it.value))
   )
 }

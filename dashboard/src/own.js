@@ -32,7 +32,7 @@ export class OwnView {
       `${format.number(it.volume_kg)} kg`
     ]), 'No workout yet')
     fillTable($('own-records'), ['Exercise', 'Record'], Object.entries(records).map(([exercise, byType]) => [
-      { text: exercise.replace(/^(name|id):/, ''), className: 'text' },
+      { text: format.exercise(exercise), className: 'text' },
       { text: Object.entries(byType).map(([type, { value }]) => format.record(type, value)).join(', '), className: 'text' }
     ]), 'No record yet')
     return workouts.filter((it) => LIVE.includes(it.status))

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
 import re
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser
 
+from server import dashboard
 from server.replay.devices import EventClient
+from server.replay.exports import read_export
+from server.replay.lifter import Lifter
+from server.replay.play import Playback
+from server.replay.report import Report
 from tests.helpers import browsers
-from tests.helpers.browsers import watcher
-from tests.helpers.servers import RunningServer, ServerProcess
+from tests.helpers.browsers import Watcher, watcher
+from tests.helpers.clusters import running_cluster
+from tests.helpers.servers import ROOT, RunningServer, ServerProcess, running_server
 
 pytestmark = pytest.mark.system
 
@@ -101,6 +112,77 @@ async def test_a_server_that_dies_is_said_to_be_away_and_is_found_again(
 # -- what is shown --------------------------------------------------------------------------------
 
 
+async def test_the_page_moves_while_people_train(
+    server: RunningServer, chromium: Browser, tmp_path: Path
+) -> None:
+    phone = await server.events("cleo", name="Cleo")
+    await begin_workout(phone)  # a private one, of a title that looks like markup
+    async with (
+        training(server),
+        watcher(chromium, server.url) as desk,
+        watcher(chromium, server.url, size=browsers.PHONE, scheme="dark") as mobile,
+    ):
+        for watching in (desk, mobile):
+            await watching.give(operator(server))
+            await watching.says("#status", "Healthy")
+            await watching.says("#live .workout", "Harbour")
+            await watching.says("#live .workout", TITLE)
+            await watching.says("#live .workout", "for those who may see this workout")
+            await watching.says("#busiest", "Harbour")
+            await watching.says("#instances", "healthy")
+            await watching.says("#records li", "Ana")
+            await changes(watching, "#records")
+            await changes(watching, "#live .workout:has(canvas) table")
+            await watching.until("document.querySelectorAll('#tiles canvas').length === 3")
+            await changes(watching, "#tiles .tile:nth-child(2) .value")
+            for canvas in ("#live canvas", "#tiles canvas"):
+                drawn = await watching.page.eval_on_selector(canvas, "it => it.toDataURL()")
+                await watching.until(
+                    f"document.querySelector('{canvas}')?.toDataURL() !== {drawn!r}"
+                )
+            assert await watching.fits()
+        await browsers.photograph(desk, tmp_path, "desktop")
+        await browsers.photograph(mobile, tmp_path, "phone")
+
+
+@pytest.mark.timeout(180)  # the cluster's start takes a while where much else goes on
+async def test_a_redis_that_is_killed_shows_within_three_seconds_and_so_does_its_return(
+    tmp_path: Path, chromium: Browser
+) -> None:
+    async with (
+        running_cluster(tmp_path, size=1) as cluster,
+        watcher(chromium, cluster.instances[0].url) as ana,
+    ):
+        assert cluster.redis is not None
+        await ana.give(cluster.token("operator", role="admin"))
+        await ana.says("#status", "Healthy")
+        await ana.says("#alerts", "All quiet")
+        cluster.redis.kill()
+        await ana.says("#status", "Degraded", timeout_s=3)
+        await ana.says("#dependencies tr", "degraded", timeout_s=3)
+        await ana.says("#alerts .firing", "redis")
+        await browsers.photograph(ana, tmp_path, "redis-away")
+        await asyncio.to_thread(cluster.redis.start)
+        await ana.says("#status", "Healthy")
+        await ana.says("#alerts .resolved", "redis")
+
+
+async def test_without_the_chart_library_the_page_draws_by_itself(
+    chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(dashboard.FOLDER / "src", tmp_path / "dashboard" / "src")
+    monkeypatch.setattr(dashboard, "FOLDER", tmp_path / "dashboard")
+    async with running_server(tmp_path / "data") as server:
+        _, log_a_set = await begin_workout(await server.events("ana"), visibility="public")
+        async with watcher(chromium, server.url) as ana:
+            await ana.give(operator(server))
+            line = "document.querySelector('#live polyline')?.getAttribute('points')"
+            await ana.until(line)
+            before = await ana.page.evaluate(line)
+            await log_a_set(weight_kg=100)
+            await ana.until(f"{line} !== {before!r}")
+
+
 async def test_somebody_who_is_no_admin_sees_their_own_training_and_is_told_why(
     server: RunningServer, chromium: Browser, tmp_path: Path
 ) -> None:
@@ -121,6 +203,32 @@ async def test_somebody_who_is_no_admin_sees_their_own_training_and_is_told_why(
         await browsers.photograph(ana, tmp_path, "own")
         await phone.do("workout:complete", {"workout_id": workout_id})
         await ana.says("#own-live", "You are not training")
+
+
+@asynccontextmanager
+async def training(server: RunningServer) -> AsyncIterator[None]:
+    """Ana replays an export, four sets a second, as long as the block runs."""
+    export = read_export(ROOT / "tests" / "data" / "hevy.csv")
+
+    def sign(user_id: str, role: str) -> str:
+        return server.token(user_id, name=user_id.title(), role=role)
+
+    async with Lifter([server.url], sign, "ana", pace=4) as ana:
+        report = Report("ana", (), ana.tally)
+        playback = Playback(ana, report, seed=1, may_have_trained=True, visibility="public")
+        playing = asyncio.create_task(playback.play(itertools.cycle(export.workouts)))
+        try:
+            yield
+        finally:
+            playing.cancel()
+            await asyncio.wait([playing])
+    assert not report.problems
+
+
+async def changes(watching: Watcher, selector: str) -> None:
+    """Wait until an element has another text. Raises TimeoutError."""
+    text = json.dumps(await watching.text(selector))
+    await watching.until(f"document.querySelector('{selector}')?.innerText !== {text}")
 
 
 async def begin_workout(phone: EventClient, **options: Any) -> tuple[str, LogASet]:
