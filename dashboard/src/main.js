@@ -21,6 +21,7 @@ let socket = null
 let connection = 'asking' // asking | connecting | away | watching
 let away = ''
 let dataAt = null // when what is shown came
+let userId = null
 let isAdmin = false
 let watched = new Set() // the progress streams
 
@@ -34,9 +35,8 @@ $('ask').addEventListener('submit', (event) => {
   if (token) begin(token)
 })
 $('forget').addEventListener('click', () => {
-  socket?.close()
   sessionStorage.removeItem(TOKEN)
-  askForToken()
+  location.reload() // nothing of what was shown stays
 })
 
 function begin (token) {
@@ -81,6 +81,8 @@ function receive (event, value) {
 }
 
 async function welcome ({ user }) {
+  if (userId !== null && userId !== user.id) return location.reload() // what is shown is another's
+  userId = user.id
   connection = 'watching'
   away = ''
   watched = new Set()
