@@ -28,7 +28,6 @@ export class HealthView {
     showStatus(health.status)
     const history = health.history ?? []
     const loop = health.dependencies?.event_loop
-    // The history has a point every few seconds; the last one is now.
     const now = {
       t: health.server_time ?? Date.now(),
       lag_ms: loop?.lag_ms,
@@ -119,6 +118,7 @@ class Tile {
     this._of = of
     this._name = name
     this._unit = unit
+    this._recent = []
     this._value = make('p', { className: 'value' })
     this._box = make('div', { className: 'chart', role: 'img' })
     parent.append(make('div', { className: 'card tile' }, make('h3', {}, name), this._value, this._box))
@@ -128,8 +128,11 @@ class Tile {
   show (history, now) {
     const value = this._of(now)
     setText(this._value, `${format.number(value)} ${this._unit}`.trim())
-    const points = history.filter((point) => point.t < now.t)
-    if (Number.isFinite(value)) points.push(now)
+    // The history has a point every few seconds: those that came since its last one are put behind.
+    const last = history.at(-1)?.t ?? 0
+    this._recent = this._recent.filter((point) => point.t > last)
+    if (Number.isFinite(value) && now.t > last) this._recent.push(now)
+    const points = [...history, ...this._recent]
     if (points.length < 2) return
     const values = points.map((point) => this._of(point) ?? null)
     this._chart.draw(points.map((point) => point.t), [{ colour: 'line-1', values }])
