@@ -10,6 +10,7 @@ import { learnNames, WorkoutsView } from './workouts.js'
 const TOKEN = 'repsync-token'
 const HEARTBEAT_MS = 3_000
 const OLD_AFTER_MS = 5_000 // health comes every 2 s
+const AGAIN_MS = 2_000
 const SYSTEM = ['system:health', 'system:alerts']
 
 const health = new HealthView()
@@ -92,23 +93,32 @@ async function welcome ({ user }) {
   $('who').hidden = false
   setText($('who-name'), `${user.name} (${user.role})`)
   learnNames([user])
+  dataAt ??= Date.now() // from now on something has to come
+  await subscribe(user.id)
+  showLink()
+}
+
+async function subscribe (id) {
+  const mine = `user:${id}:progress`
+  const on = socket
   health.forgetAlerts()
-  const mine = `user:${user.id}:progress`
   try {
     const { subscribed, errors } = await socket.ask('subscribe', { streams: SYSTEM })
     isAdmin = subscribed.includes('system:health')
+    const refusal = errors['system:health']
+    if (refusal && refusal.code !== 'forbidden') throw new Error(refusal.message)
     $('system').hidden = !isAdmin
     $('own').hidden = isAdmin
     if (!isAdmin) {
-      own.note(errors['system:health'].message)
+      own.note(refusal.message)
       noteHeard()
       const { errors: refused } = await socket.ask('subscribe', { streams: [mine] })
       if (refused[mine]) own.note(refused[mine].message)
     }
   } catch {
-    // The connection is gone: it is made anew, and this again.
+    // Refused, as when we come back too often; or the connection is gone, and a new one begins anew.
+    setTimeout(() => { if (socket === on && connection === 'watching') subscribe(id) }, AGAIN_MS)
   }
-  showLink()
 }
 
 function showHealth (value) {
@@ -148,7 +158,7 @@ async function follow (workouts, view) {
       if (!isClosed) watched.delete(stream) // tried again with the next value
     }
   } catch {
-    // The connection is gone; a new one begins with nothing watched.
+    begun.forEach((stream) => watched.delete(stream)) // likewise; the next value asks again
   }
 }
 

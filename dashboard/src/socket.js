@@ -35,7 +35,7 @@ export class EventSocket {
     this._connect()
   }
 
-  // The ack of an event. Rejects when the connection ends first.
+  // The ack of an event. Rejects when it is refused, and when the connection ends first.
   ask (event, payload) {
     return new Promise((resolve, reject) => {
       const id = this._nextAck++
@@ -106,7 +106,9 @@ export class EventSocket {
       const id = Number(text.slice(ACK.length, at))
       const waiting = this._acks.get(id)
       this._acks.delete(id)
-      waiting?.resolve(JSON.parse(text.slice(at))[0])
+      const [answer] = JSON.parse(text.slice(at))
+      if (answer.ok) waiting?.resolve(answer)
+      else waiting?.reject(new Error(answer.error.message))
     } else if (text.startsWith(REFUSED)) {
       const { message, data } = JSON.parse(text.slice(REFUSED.length))
       const error = data ?? { code: message, message }
