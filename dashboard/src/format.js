@@ -27,6 +27,10 @@ export function duration (ms) {
   return `${Math.floor(s / 86_400)} d ${Math.floor(s % 86_400 / 3_600)} h`
 }
 
+export function seconds (s) {
+  return Number.isFinite(s) ? duration(s * 1_000) : NOTHING
+}
+
 export function clock (ms) {
   return Number.isFinite(ms) ? new Date(ms).toLocaleTimeString('en-GB') : NOTHING
 }

@@ -35,7 +35,7 @@ export class HealthView {
       updates_per_s: health.updates_per_s ?? history.at(-1)?.updates_per_s
     }
     this._tiles.forEach((tile) => tile.show(history, now))
-    this._showFigure('Up for', format.duration(health.uptime_s * 1_000))
+    this._showFigure('Up for', format.seconds(health.uptime_s))
     this._showFigure('Open rooms', format.number(health.rooms))
     this._showFigure('Deliveries', `${format.number(history.at(-1)?.deliveries_per_s)} /s`)
     this._showFigure('Deepest send queue', format.bytes(health.send_queue_bytes))
@@ -64,7 +64,7 @@ export class HealthView {
         state(it.status),
         format.number(it.connections),
         format.number(it.rooms),
-        format.duration(it.uptime_s * 1_000),
+        format.seconds(it.uptime_s),
         `${format.duration(it.seen_ms_ago ?? 0)} ago`
       ]), 'No instance has told of itself yet')
     fillTable($('busiest'), ['Room', 'Members#', 'Updates/s#'],
