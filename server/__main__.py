@@ -1,4 +1,4 @@
-"""The command line: `python -m server [serve|worker|token|replay|doctor]`."""
+"""The command line: `python -m server [serve|worker|token|replay|demo|doctor]`."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _token(settings, arguments)
         if command == "replay":
             return _replay(settings, arguments)
+        if command == "demo":
+            return _demo(settings, arguments)
         if command == "worker":
             return _worker(settings)
         return uvloop.run(serve(settings))
@@ -103,6 +105,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--limit", type=_count, metavar="N", help="the first N workouts only")
     replay.add_argument("--seed", type=int, default=1, help="repeats the same accidents")
+    replay.add_argument(
+        "--pace",
+        type=_pace,
+        metavar="N",
+        help="sets a second, to be watched on the page at / (default: as fast as it can)",
+    )
+
+    demo = commands.add_parser(
+        "demo",
+        help="serve, with people who train, for the page at / to move",
+        description="Starts a server with its data in a temporary folder, and people who train "
+        "there. Prints its address and a token for the page at /. Ends with Ctrl-C.",
+    )
+    demo.add_argument(
+        "--pace", type=_pace, default=0.5, metavar="N", help="sets a second of each (0.5)"
+    )
+
     doctor = commands.add_parser(
         "doctor",
         help="check configuration and connections, and say what to do",
@@ -131,6 +150,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _pace(text: str) -> float:
+    pace = float(text)
+    if not 0.001 <= pace <= 1_000:
+        raise argparse.ArgumentTypeError("must be a number of sets a second, 0.001 to 1000")
+    return pace
+
+
 def _token(settings: Settings, arguments: argparse.Namespace) -> int:
     auth = Authenticator.from_settings(settings)
     print(auth.sign(arguments.user, name=arguments.name, role=arguments.role, ttl_s=arguments.ttl))
@@ -147,12 +173,19 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
         user_id=arguments.user,
         limit=arguments.limit,
         seed=arguments.seed,
+        pace=arguments.pace,
     )
     try:
         return uvloop.run(playing)
     except KeyboardInterrupt:
         print("repsync: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _demo(settings: Settings, arguments: argparse.Namespace) -> int:
+    from server.replay.demo import demo  # likewise
+
+    return uvloop.run(demo(settings, pace=arguments.pace))
 
 
 def _worker(settings: Settings) -> int:
@@ -225,7 +258,7 @@ def _greet(settings: Settings, auth: Authenticator, port: int) -> None:
         for user_id, name, role, use in (
             ("lifter", "Lifter", "user", "a lifter"),
             ("coach", "Coach", "trainer", "a coach"),
-            ("operator", "Operator", "admin", "system:health"),
+            ("operator", "Operator", "admin", "the dashboard"),
         ):
             token = auth.sign(user_id, name=name, role=role, ttl_s=FIRST_TOKENS_TTL_S)
             lines.append(f"  token for {use:<14} {token}")

@@ -16,7 +16,7 @@ from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
 from handlers.streams import Sources
-from server import apidocs, http, http_rules, instruments, limits
+from server import apidocs, dashboard, http, http_rules, instruments, limits
 from server.alerts import sentry
 from server.api import SnapshotApi
 from server.auth import Authenticator
@@ -158,6 +158,7 @@ def create_app(settings: Settings) -> web.Application:
     sockets.mount(app)
     http.add_routes(app, health, metrics)
     apidocs.add_routes(app)
+    dashboard.add_routes(app)
     viewers.add_routes(app)
     SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))

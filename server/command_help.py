@@ -12,6 +12,7 @@ TOP = """\
 examples:
   python -m server                                 serve on http://127.0.0.1:8000
   python -m server token --user ana                a token to connect with
+  python -m server demo                            people who train, to be watched
   python -m server doctor                          is everything there?
   python -m server COMMAND --help                  more about a command
 
@@ -78,11 +79,23 @@ examples:
   python -m server replay strong.csv
   python -m server replay hevy.csv --limit 20 --seed 7
   python -m server replay strong.csv --url http://127.0.0.1:8000 --user ana
+  python -m server replay hevy.csv --url http://127.0.0.1:8000 --pace 2
 
 settings: JWT_SECRET DATA_DIR, as the server of --url has them
 exit codes:
   0  all is as it should be      1    something was lost, doubled or unequal
   2  the file cannot be used     130  stopped by Ctrl-C
+"""
+
+DEMO = """\
+examples:
+  python -m server demo
+  PORT=9000 python -m server demo --pace 2
+
+settings: HOST PORT LOG_LEVEL
+exit codes:
+  0  ended by Ctrl-C
+  2  the settings cannot be used, or the port is taken
 """
 
 DOCTOR = """\
@@ -107,6 +120,7 @@ OF_COMMANDS = {
     "worker": WORKER,
     "token": TOKEN,
     "replay": REPLAY,
+    "demo": DEMO,
     "doctor": DOCTOR,
 }
 

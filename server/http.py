@@ -1,4 +1,4 @@
-"""Plain HTTP: health, readiness, metrics, and a word for whoever opens the address."""
+"""Plain HTTP: health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from server.health import Health
 from server.metrics import CONTENT_TYPE, Metrics
 
 _STATUS = {"healthy": 200, "degraded": 206, "unhealthy": 503}
-
-_GREETING = """RepSync is running.
-
-Socket.IO v4 at /socket.io/, namespaces / and /yjs|<document>
-/health  how it is      /ready  whether to send clients here      /metrics  for Prometheus
-/live    that it runs
-"""
 
 
 def add_routes(app: web.Application, health: Health, metrics: Metrics) -> None:
@@ -29,14 +22,10 @@ def add_routes(app: web.Application, health: Health, metrics: Metrics) -> None:
     async def show_live(_: web.Request) -> web.Response:
         return web.json_response({"live": True})  # who can answer this is
 
-    async def greet(_: web.Request) -> web.Response:
-        return web.Response(text=_GREETING)
-
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_ready)
     app.router.add_get("/live", show_live)
     add_metrics(app, metrics)
-    app.router.add_get("/", greet)
 
 
 def add_metrics(app: web.Application, metrics: Metrics) -> None:

@@ -18,7 +18,8 @@ from server.apidocs.schemas import Schemas
 Content = type[BaseModel] | str | tuple[str, ...]
 """What a response holds: a model, as JSON; else its media type, or one of several."""
 
-JSON, TEXT, SSE = "application/json", "text/plain", "text/event-stream"
+JSON, HTML, TEXT = "application/json", "text/html", "text/plain"
+SSE = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,14 @@ class Path:
 
 
 PATHS: dict[str, Path] = {
-    "/": Path("A word for whoever opens the address.", {200: TEXT}),
+    "/": Path(
+        "The page for whoever watches; without HTML, a word.", {200: (HTML, TEXT), 304: None}
+    ),
+    "/dashboard/{name}": Path(
+        "A file of the page.",
+        {200: ("text/css", "text/javascript", "image/svg+xml"), 304: None, 404: Failure},
+        {"name": "the file's name"},
+    ),
     "/health": Path(
         "How the server is: healthy, degraded (206) or unhealthy (503).",
         {200: HealthReport, 206: HealthReport, 503: HealthReport},

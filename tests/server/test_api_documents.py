@@ -477,6 +477,7 @@ async def test_http_answers_as_openapi_says(
     other = {"Authorization": f"Bearer {server.token('eve')}"}
     for path, methods in document.document["paths"].items():
         filled = path.replace("{stream}", f"{W}:progress")
+        filled = filled.replace("{name}", "style.css")
         filled = filled.replace("{id}", (T if "templates" in path else W).id)
         if methods["get"]["security"]:
             nowhere = path.replace("{stream}", "nonsense").replace("{id}", "nowhere")

@@ -548,3 +548,31 @@ async def test_a_host_that_others_can_reach_is_fine_with_a_secret(tmp_path: Path
 
 def test_the_tests_leave_no_setting_of_this_machine_in_the_environment() -> None:
     assert not {"HOST", "PORT", "DATA_DIR", "JWT_SECRET"} & set(clean_env()), os.environ
+
+
+# -- the demo -------------------------------------------------------------------------------------
+
+
+async def test_the_demo_has_people_train_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    server = Serving(
+        tmp_path / "data",
+        {"TMPDIR": str(temporary)},
+        program=("-m", "server", "demo", "--pace", "50"),
+    )
+    async with server:
+        assert server.process is not None
+        assert server.process.stdout is not None
+        token = (await server.process.stdout.readline()).decode().split()[-1]
+        operator = EventClient(server.url, token)
+        await operator.connect()
+        try:
+            assert operator.welcome["user"]["role"] == "admin"
+            await operator.do("subscribe", {"streams": ["system:health"]})
+            await operator.next("system:health", lambda health: health["rooms"] >= 3)
+        finally:
+            await operator.close()
+        assert await server.terminate() == 0
+    assert not list(temporary.iterdir())
+    assert not (tmp_path / "data").exists()
