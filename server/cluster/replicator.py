@@ -189,6 +189,8 @@ class Replicator:
         self._tails_bytes = 0
         self._away_since: float | None = None
         self._why_away: str | None = None
+        self._why_behind: str | None = None
+        """Why some documents are not up with their logs, though Redis answers."""
         self._is_healing = False
         self._unmoved: set[DocName] = set()
         """Written to since the workers were told last."""
@@ -223,7 +225,7 @@ class Replicator:
 
     @property
     def why_away(self) -> str | None:
-        return self._why_away
+        return self._why_away or self._why_behind
 
     @property
     def breaker(self) -> BreakerState:
@@ -928,9 +930,12 @@ class Replicator:
                 await self._heal_one(doc)
 
         outcomes = await asyncio.gather(*map(one, docs), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, Unavailable):
+                raise failure
+        # These wait for MongoDB: they stay behind, and nothing else does.
+        self._why_behind = str(failures[0]) if failures else None
 
     async def _heal_one(self, doc: DocName) -> None:
         """Append what is in the spool, and read what others have appended."""
@@ -1065,19 +1070,17 @@ class Replicator:
         return [key for key in keys if await self._log.answer(doc, key) is not None]
 
     async def _shared(self, doc: DocName) -> Sequence[bytes]:
-        """The document as all have it who are not cut off, as Yjs updates."""
-        for _ in range(LOAD_ATTEMPTS):
-            await self._mover.move(doc)
-            last, loaded = await self._store.last(doc), await self._store.load(doc)
-            if last is None or loaded is None:
-                break
-            records = [record async for record in self._read_on(doc, last.pos)]
-            if last != await self._store.last(doc):
-                continue  # moved on meanwhile, and maybe trimmed
-            opened = [foreign_of(open_record(self._sealer, doc, r), r.pos) for r in records]
-            loaded = with_records(loaded, opened)
-            return [*filter(None, [loaded.snapshot]), *loaded.updates]
-        raise Unavailable(f"{doc} cannot be read now", retry_after_ms=500)
+        """The document as all have it who are not cut off, as Yjs updates.
+
+        Raises:
+            Unavailable: MongoDB cannot be read.
+        """
+        # In this order: what is trimmed while we read is in MongoDB by then.
+        records = [record async for record in self._read_on(doc, 0)]
+        loaded = await self._store.load(doc)
+        updates = [*filter(None, [loaded.snapshot]), *loaded.updates] if loaded else []
+        opened = (open_record(self._sealer, doc, record) for record in records)
+        return [*updates, *(draft["yjs"] for draft in opened if "yjs" in draft)]
 
     async def _judge_late(
         self, hosted: _Hosted, origin: str, draft: Mapping[str, Any]
