@@ -23,10 +23,12 @@ from typing import Any
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
+from crdt.erasure import Part
 from crdt.errors import Conflict, NotFound, Outdated, RoomFull, TooLarge, Unavailable
-from crdt.ids import ConnectionId, DocName
+from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
+    SERVER,
     Answer,
     Author,
     Awards,
@@ -40,15 +42,16 @@ from crdt.ports import (
     Store,
     Stored,
 )
-from crdt.replica import Write
-from crdt.room import Batch, Change, Room
+from crdt.replica import Put, Write
+from crdt.room import ERASE, NOWHERE, Batch, Change, Room
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 CLOSE_TIMEOUT_S = 5.0
+COMPACTION_ATTEMPTS = 10
 
-_TOLD = (Conflict, TooLarge, Unavailable)
+_TOLD = (Conflict, NotFound, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
 
 
@@ -395,6 +398,54 @@ class RoomHub:
         )
         return await self._outcome(live, change)
 
+    # -- taking a person out ----------------------------------------------------------------
+
+    async def erase(self, name: DocName, user_id: UserId, sets: Iterable[str] = ()) -> Part:
+        """Take out of a document what it has of a person. Who is there sees it as ordinary
+        changes. It may be done again, as often as it takes.
+
+        Args:
+            sets: keys of sets of theirs that may have been deleted before.
+        Returns: what there was.
+        Raises:
+            NotFound: there is no such document.
+            Conflict: it is theirs alone: bury it.
+            Unavailable: it was not done, or not to its end.
+        """
+        async with self.lease(name) as live:
+            self._demand_open(live)
+            part, changes = live.room.erase(user_id, self._clock.now_ms())
+            await asyncio.gather(*[self._enqueue(live, change) for change in changes])
+            if live.is_dropped:
+                raise Outdated
+            live.room.forget(user_id, {*part.sets, *sets})
+            for _ in range(COMPACTION_ATTEMPTS):
+                if await self._compacted(live.room):
+                    return part
+        raise Unavailable(f"{name} changes too fast to be rewritten", retry_after_ms=500)
+
+    async def close_for_all(self, name: DocName) -> None:
+        """Put everybody out of a document, for good. Who is there sees it as ordinary changes.
+
+        Raises:
+            NotFound: there is no such document.
+            Unavailable: it cannot be done now.
+        """
+        async with self.lease(name) as live:
+            self._demand_open(live)
+            gone = [Member(id_, "", member.name) for id_, member in live.room.roster.items()]
+            author = Author(SERVER, "", "", NOWHERE)
+            private = [Put(("meta", "visibility"), "private")]
+            change = live.room.edit(private, author, self._clock.now_ms(), ERASE, members=gone)
+            await self._outcome(live, change)
+
+    async def discard(self, name: DocName) -> None:
+        """Let go of a document that is no more in the store."""
+        if (loading := self._loading.get(name)) is not None:
+            await asyncio.wait([loading])
+        if (live := self._rooms.get(name)) is not None:
+            self._drop(live, NotFound(f"there is no {name} any more"))
+
     async def _outcome(self, live: LiveRoom, change: Change) -> Answer:
         stored = await asyncio.shield(self._enqueue(live, change))
         return change.entry.answer(stored) if change.entry.answer else {}
@@ -662,13 +713,23 @@ class RoomHub:
                 return False
         return True
 
-    async def _compact(self, room: Room) -> None:
+    async def _compacted(self, room: Room) -> bool:
+        """Returns: whether the room's present state is the snapshot; if not, somebody was faster.
+
+        Raises:
+            Unavailable: it cannot be done now.
+        """
         upto, base = room.seq, room.snapshot_seq
+        if await self._store.compact(room.name, room.diff(), upto, base):
+            room.compacted(upto)
+            return True
+        if (loaded := await self._store.load(room.name)) is not None:
+            room.compacted(loaded.snapshot_seq)
+        return False
+
+    async def _compact(self, room: Room) -> None:
         try:
-            if await self._store.compact(room.name, room.diff(), upto, base):
-                room.compacted(upto)
-            elif (loaded := await self._store.load(room.name)) is not None:
-                room.compacted(loaded.snapshot_seq)  # somebody else was faster
+            await self._compacted(room)
         except Unavailable:
             # The log stays as long as it is; the next compaction takes it along.
             log.warning("compaction put off", extra={"document": str(room.name)})

@@ -18,6 +18,7 @@ from handlers import REGISTRY
 from handlers.context import Services
 from server import http, http_rules, limits
 from server.auth import Authenticator
+from server.erasure import Eraser
 from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
@@ -115,7 +116,7 @@ def create_app(settings: Settings) -> web.Application:
     app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
     sockets.mount(app)
     http.add_routes(app, health, metrics)
-    app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
+    app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing, _erasing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
     return app
@@ -165,6 +166,20 @@ async def _sharing(app: web.Application) -> AsyncIterator[None]:
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:
     watching = asyncio.create_task(app[PARTS].health.watch(), name="health")
+    yield
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
+
+
+async def _erasing(app: web.Application) -> AsyncIterator[None]:
+    parts = app[PARTS]
+    store, gateway = parts.store, parts.gateway
+    if not isinstance(store, SqliteStore):
+        yield
+        return
+    eraser = Eraser(store, parts.hub, WallClock(), gateway.apply_revocation, gateway.issued_until)
+    watching = asyncio.create_task(eraser.watch(), name="erasures")
     yield
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -179,8 +179,9 @@ class Gateway:
         return identity
 
     def _demand_unrevoked(self, identity: Identity) -> None:
-        if self._revocations.refuses(identity.token, self._services.clock.now_ms()):
-            raise _revoked()
+        refused = self._revocations.find(identity.token, self._services.clock.now_ms())
+        if refused is not None:
+            raise _revoked(refused)
 
     def _demand_room_for(self, user: User) -> None:
         if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
@@ -350,6 +351,11 @@ class Gateway:
     def tokens(self) -> Iterable[TokenFacts]:
         return [session.token for session in self._sessions.values()]
 
+    def issued_until(self, user_id: UserId) -> int:
+        """When the latest of a user's tokens that are in use here says that it was issued, ms since
+        the epoch; 0 if there is none."""
+        return max((t.issued_at_ms or 0 for t in self.tokens() if t.user_id == user_id), default=0)
+
     def apply_revocation(self, revocation: Revocation) -> None:
         self._revocations.add(revocation, self._services.clock.now_ms())
         covered = [s for s in self._sessions.values() if revocation.covers(s.token)]
@@ -360,8 +366,9 @@ class Gateway:
         log.info("tokens are revoked", extra=told)
 
     def _end_if_revoked(self, session: Session) -> None:
-        if self._revocations.refuses(session.token, self._services.clock.now_ms()):
-            error = _revoked().to_wire()
+        refused = self._revocations.find(session.token, self._services.clock.now_ms())
+        if refused is not None:
+            error = _revoked(refused).to_wire()
             self._sockets.post(session.namespace, [session.id], "auth:revoked", error)
             self._sockets.cut(session.namespace, session.id)
 
@@ -420,7 +427,10 @@ class Gateway:
         self._sockets.cut(session.namespace, session.id)
 
 
-def _revoked() -> Unauthenticated:
+def _revoked(why: Revocation) -> Unauthenticated | Forbidden:
+    if why.kind == "erased":
+        # Not for another token to be fetched: there is nobody to come back as.
+        return Forbidden("this user has been erased", details={"reason": "erased"})
     return Unauthenticated("the token has been revoked")
 
 

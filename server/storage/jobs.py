@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Member
-from crdt.errors import Conflict, Unavailable
+from crdt.errors import Conflict, NotFound, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Append, Entry, Loaded, Stored, Summary
 from crdt.records import Award, RecordType, Score
-from crdt.revocations import Revocation
+from crdt.revocations import Revocation, hidden
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
     seq = known.last_seqs.get(doc)
     if seq is None:
         (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
+        if seq is None:
+            raise NotFound(f"there is no {doc}")
         if len(known.last_seqs) >= MAX_KNOWN:
             known.last_seqs.clear()
     if batch.update is not None:
@@ -173,6 +175,7 @@ def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
         str(batch.doc),
     )
     if batch.creates:
+        _demand_not_buried(db, str(batch.doc))
         try:
             db.execute(
                 "INSERT INTO documents (owner_id, title, status, mode, visibility, created_at,"
@@ -193,6 +196,16 @@ def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
             "DELETE FROM active_workouts WHERE owner_id = ? AND workout_id = ?",
             (summary.owner_id, batch.doc.id),
         )
+
+
+def _demand_not_buried(db: sqlite3.Connection, doc: str) -> None:
+    """Raises NotFound if the document was deleted for good."""
+    kept = db.execute("SELECT salt FROM salts WHERE name = 'erasure'").fetchone()
+    if kept is None:
+        return  # nothing ever was
+    id_ = hidden(kept["salt"], doc)
+    if db.execute("SELECT 1 FROM tombstones WHERE id = ?", (id_,)).fetchone():
+        raise NotFound(f"{doc} was deleted for good")
 
 
 def _who(entry: Entry) -> dict[str, Any]:
