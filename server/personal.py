@@ -60,9 +60,7 @@ async def write_export(
         shown = None if loaded is None else _document(Room(doc, loaded), user_id, now_ms)
         if shown is None:
             continue
-        devices.update(
-            item["device_id"] for item in shown["own"]["sets"] if item.get("device_id")
-        )
+        devices.update(item["device_id"] for item in shown["own"]["sets"] if item.get("device_id"))
         out.write(("" if is_first else ",") + "\n" + json.dumps(shown))
         is_first = False
     out.write("\n]")
@@ -75,7 +73,7 @@ async def write_export(
             written.add(section)
         out.write(("," if count else "") + "\n" + json.dumps(row.fields))
         count += 1
-        if name := row.fields.get("name"):
+        if (name := row.fields.get("name")) and name != user_id:
             names.add(name)
         if device_id := row.fields.get("device_id"):
             devices.add(device_id)
@@ -94,7 +92,7 @@ def _document(room: Room, user_id: UserId, now_ms: int) -> dict[str, Any] | None
     is_owner = room.view["meta"].get("owner_id") == user_id
     if not is_owner and member is None and not part.sets and not part.timers:
         return None
-    members = [
+    members: list[dict[str, Any]] = [
         {"user": {"id": one.user_id, "name": one.name}, "role": one.role}
         for one in room.members.values()
         if is_owner or one.user_id == user_id

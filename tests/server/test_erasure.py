@@ -1,0 +1,243 @@
+"""Erasing a person: what goes, what stays with the others, and what can never come back."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crdt import ids
+from crdt.ids import UserId
+from server import personal
+from server.replay.devices import CallFailed, Refused
+from server.settings import Settings
+from tests.helpers.people import (
+    ALONE,
+    BENS_PLAN,
+    GROUP,
+    HERS,
+    MARKS,
+    NAME,
+    PLAN,
+    ZOE,
+    create,
+    found_in,
+    log_set,
+    op_id,
+    train_together,
+)
+from tests.helpers.servers import running_server
+from tests.helpers.tokens import SECRET
+
+
+async def erase(folder: Path, user_id: str = ZOE, **options: Any) -> int:
+    settings = Settings(data_dir=folder)
+    arguments = {"is_dry_run": False, "timeout_s": 30.0, **options}
+    return await personal.erase(settings, UserId(user_id), **arguments)
+
+
+async def exported(folder: Path, user_id: str = ZOE) -> dict[str, Any]:
+    out = StringIO()
+    assert await personal.export(Settings(data_dir=folder), UserId(user_id), out) == 0
+    written: dict[str, Any] = json.loads(out.getvalue())
+    return written
+
+
+async def test_nothing_is_left_of_an_erased_person_in_the_data_folder(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+    assert set(found_in(tmp_path)["repsync.db"]) == set(MARKS)
+    assert await erase(tmp_path) == 0
+    assert found_in(tmp_path) == {}
+
+
+async def test_a_running_server_erases_while_others_train(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        zoe, laptop = server.clients[0], server.clients[2]
+        ben = await server.events("ben", name="Ben")
+        await ben.do("workout:join", {"workout_id": GROUP})
+        bens_laptop = await server.document("ben", ids.workout(GROUP))
+        assert await erase(tmp_path) == 0
+        await zoe.wait_until_gone()
+        await laptop.wait_until_gone()
+        gone = [(await ben.next("workout:set:removed"))["set_id"] for _ in range(2)]
+        assert sorted(gone) == ["zoes-second", "zoes-third"]
+        left = await ben.next("workout:member:changed", lambda told: told["user"]["id"] == ZOE)
+        assert left["role"] is None
+        await log_set(ben, GROUP, "bens-next")
+        await bens_laptop.until(lambda: "bens-next" in bens_laptop.content()["sets"])
+        assert bens_laptop.content()["sets"].keys() == {"bens-set", "bens-next"}
+        assert bens_laptop.resets == []
+    assert found_in(tmp_path) == {}
+
+
+async def test_what_others_did_stays_theirs(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        await erase(tmp_path)
+        ben = await server.events("ben", name="Ben")
+        group = (await ben.do("workout:sync", {"workout_id": GROUP}))["workout"]
+        assert [item["id"] for item in group["sets"]] == ["bens-set"]
+        joint = (await ben.do("workout:sync", {"workout_id": HERS}))["workout"]
+        assert [item["id"] for item in joint["sets"]] == ["bens-other"]
+        assert (joint["owner_id"], joint["title"]) == ("ben", "Workout")
+        assert [(m["user"]["id"], m["role"]) for m in joint["members"]] == [("ben", "owner")]
+        await ben.do("workout:complete", {"workout_id": HERS})
+        plan = (await ben.do("template:get", {"template_id": BENS_PLAN}))["template"]
+        assert (plan["title"], plan["notes"]) == ("Push", "")
+        listed = await ben.do("workout:list", {})
+        assert {w["id"] for w in listed["workouts"]} == {GROUP, HERS}
+
+
+async def test_no_token_from_before_lets_an_erased_person_in(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        token = server.token(ZOE)
+        await erase(tmp_path)
+    async with running_server(tmp_path) as server:
+        server.parts.auth.sign = lambda *_, **__: token  # type: ignore[method-assign]
+        for entering in (server.events(ZOE), server.document(ZOE, ids.workout(GROUP))):
+            with pytest.raises(Refused) as refusal:
+                await entering
+            assert refusal.value.error["code"] == "forbidden"
+            assert refusal.value.error["details"] == {"reason": "erased"}
+
+
+async def test_a_deleted_document_can_be_made_by_nobody_again(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        await erase(tmp_path)
+        ben = await server.events("ben")
+        for event, name in (("workout:create", ALONE), ("template:create", PLAN)):
+            kind = event.partition(":")[0]
+            answer = await ben.ask(event, {f"{kind}_id": name, "title": "Mine"})
+            assert answer["error"]["code"] == "not_found", answer
+            assert (await ben.ask("workout:sync", {"workout_id": ALONE}))["error"]["code"] == (
+                "not_found"
+            )
+        with pytest.raises(Refused) as refusal:
+            await server.document("ben", ids.workout(ALONE))
+        assert refusal.value.error["code"] == "not_found"
+
+
+async def test_another_persons_old_replica_brings_nothing_back(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        bens = await server.document("ben", ids.workout(GROUP))
+        assert "zoes-third" in bens.content()["sets"]
+        await bens.drop()
+        bens.map("sets")["bens-offline"] = {"user_id": "ben", "exercise": "squat-group-day"}
+        whole = bens.doc.get_update()
+        await erase(tmp_path)
+        await bens.connect()
+        await bens.confirm()
+        assert bens.content()["sets"].keys() == {"bens-set", "bens-offline"}
+        assert (await bens.send(whole))["ok"]
+    assert found_in(tmp_path) == {}
+
+
+async def test_somebody_new_of_the_same_id_cannot_write_as_the_one_before(tmp_path: Path) -> None:
+    async with running_server(
+        tmp_path, jwt_secret="a secret of more than thirty-two bytes"
+    ) as server:
+        await train_together(server)
+        old = server.clients[2].doc
+        await erase(tmp_path)
+        import time
+
+        import jwt
+
+        claims = {"sub": ZOE, "iat": int(time.time()) + 3, "exp": int(time.time()) + 600}
+        token = jwt.encode(claims, SECRET)
+        server.parts.auth.sign = lambda *_, **__: token  # type: ignore[method-assign]
+        zoe = await server.events(ZOE)
+        assert (await zoe.do("workout:list", {}))["workouts"] == []
+        await zoe.do("workout:join", {"workout_id": GROUP})
+        laptop = await server.document(ZOE, ids.workout(GROUP))
+        before = old.get_state()
+        sets = old.get("sets", type=type(server.clients[2].map("sets")))
+        sets["back"] = {"user_id": ZOE, "exercise": "squat-group-day"}
+        answer = await laptop.send(old.get_update(before))
+        assert answer["error"]["code"] == "forbidden"
+
+
+async def test_an_export_has_all_of_one_person_and_nobody_elses(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        ben = await server.events("ben")
+        await log_set(ben, GROUP, "bens-secret", note="only ben knows")
+        data = await exported(tmp_path)
+    assert (data["format"], data["version"], data["user_id"]) == ("repsync-export", 1, ZOE)
+    documents = {shown["document"]: shown for shown in data["documents"]}
+    assert documents.keys() == {
+        f"workout:{ALONE}",
+        f"workout:{GROUP}",
+        f"workout:{HERS}",
+        f"template:{PLAN}",
+        f"template:{BENS_PLAN}",
+    }
+    assert documents[f"workout:{ALONE}"]["snapshot"]["sets"][0]["note"] == "left knee hurts"
+    own = documents[f"workout:{GROUP}"]["own"]
+    assert sorted(item["id"] for item in own["sets"]) == ["zoes-second", "zoes-third"]
+    assert documents[f"workout:{GROUP}"]["role"] == "participant"
+    assert "only ben knows" not in json.dumps(data)
+    assert data["profile"] == {"names": [NAME], "devices": ["laptop", "pocket-watch"]}
+    assert data["claims"] == [{"workout_id": HERS}]
+    assert {row["op_id"] for row in data["answers"]} >= {op_id(ALONE), op_id("zoes-first")}
+    assert all(row["user_id"] == ZOE for row in data["log"])
+    assert {row["event"] for row in data["log"]} >= {"sync-update", "workout:set:complete"}
+    for section in ("scores", "records", "client_ids", "memberships"):
+        assert data[section]
+
+
+async def test_an_export_of_nobody_is_empty(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+    data = await exported(tmp_path, "nobody")
+    assert not any(data[section] for section in ("documents", "log", "answers", "records"))
+
+
+async def test_an_erasure_that_was_interrupted_is_carried_out_by_the_next_server(
+    tmp_path: Path,
+) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+    with sqlite3.connect(tmp_path / "repsync.db") as db:
+        from server.storage import personal as stored
+
+        db.row_factory = sqlite3.Row
+        stored.begin_erasure(db, UserId(ZOE), 0)
+    async with running_server(tmp_path):
+        assert await erase(tmp_path) == 0
+    assert found_in(tmp_path) == {}
+
+
+async def test_erasing_twice_changes_nothing_more(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+    assert await erase(tmp_path) == 0
+    assert await erase(tmp_path) == 0
+    async with running_server(tmp_path) as server:
+        ben = await server.events("ben")
+        group = (await ben.do("workout:sync", {"workout_id": GROUP}))["workout"]
+        assert [item["id"] for item in group["sets"]] == ["bens-set"]
+
+
+async def test_a_dry_run_tells_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running_server(tmp_path) as server:
+        await train_together(server)
+        assert await erase(tmp_path, is_dry_run=True) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert set(told["documents_deleted"]) == {f"workout:{ALONE}", f"template:{PLAN}"}
+        assert told["sets"] == 2
+        zoe = await server.events(ZOE)
+        with pytest.raises(CallFailed):
+            await create(zoe, ALONE)
+    assert "repsync.db" in found_in(tmp_path)
