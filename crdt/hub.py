@@ -711,6 +711,8 @@ class RoomHub:
                 await self._shared.persist(name)
             except Unavailable:
                 return False
+            except NotFound:
+                return True  # deleted for good, so there is nothing to keep
         return True
 
     async def _compacted(self, room: Room) -> bool:

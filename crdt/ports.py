@@ -222,6 +222,7 @@ class SharedLog(Protocol):
 
         Raises:
             Unavailable: it cannot be done now, the document must stay in memory.
+            NotFound: it was deleted for good.
         """
 
     def demand_space(self, doc: DocName) -> None:

@@ -23,7 +23,7 @@ from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
-from server.storage.port import ServerStore, StorageError
+from server.storage.port import ErasingStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import StreamHub
 from server.transport.server import SocketServer
@@ -44,7 +44,7 @@ class Parts:
     """What a running server is made of."""
 
     auth: Authenticator
-    store: ServerStore
+    store: ErasingStore
     hub: RoomHub
     gateway: Gateway
     sockets: SocketServer
@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> web.Application:
     """
     auth = Authenticator.from_settings(settings)
     instance = uuid4().hex[:12]
-    store, cluster = _stores(settings, instance)
+    store, cluster = make_stores(settings, instance)
     clock, metrics = WallClock(), Metrics()
     gateway = Gateway(settings, auth, REGISTRY, metrics, instance)
     sockets = SocketServer(
@@ -122,8 +122,12 @@ def create_app(settings: Settings) -> web.Application:
     return app
 
 
-def _stores(settings: Settings, instance: str) -> tuple[ServerStore, ClusterStore | None]:
-    """The store, once more if it is shared with other instances."""
+def make_stores(settings: Settings, instance: str) -> tuple[ErasingStore, ClusterStore | None]:
+    """The store, once more if it is shared with other instances. Nothing is opened but SQLite.
+
+    Raises:
+        StorageError: there can be none like this.
+    """
     if settings.mongodb_uri is None:
         return SqliteStore(settings.data_dir), None
     if settings.redis_url is None:
@@ -174,11 +178,15 @@ async def _probing(app: web.Application) -> AsyncIterator[None]:
 
 async def _erasing(app: web.Application) -> AsyncIterator[None]:
     parts = app[PARTS]
-    store, gateway = parts.store, parts.gateway
-    if not isinstance(store, SqliteStore):
-        yield
-        return
-    eraser = Eraser(store, parts.hub, WallClock(), gateway.apply_revocation, gateway.issued_until)
+    gateway = parts.gateway
+    eraser = Eraser(
+        parts.store,
+        parts.hub,
+        WallClock(),
+        gateway.apply_revocation,
+        gateway.issued_until,
+        name=gateway.instance,
+    )
     watching = asyncio.create_task(eraser.watch(), name="erasures")
     yield
     watching.cancel()
@@ -208,7 +216,7 @@ def _watch(
     sockets: SocketServer,
     gateway: Gateway,
     hub: RoomHub,
-    store: ServerStore,
+    store: ErasingStore,
     streams: StreamHub,
     health: Health,
 ) -> None:

@@ -30,7 +30,7 @@ from server.storage.port import ErasingStore, Erasure
 
 log = logging.getLogger(__name__)
 
-POLL_EVERY_S = 0.5
+POLL_EVERY_S = 1.0
 RETRY_AFTER_S = 5.0
 PASSES = 2
 """What somebody began before they were refused may land after the first."""
@@ -40,8 +40,11 @@ class Eraser:
     """Erases persons, one at a time.
 
     Args:
-        refuse: called when a revocation is kept, for this process to heed it; returns the latest
-            time at which a token of that user that is in use here says that it was issued.
+        refuse: called when a revocation is kept, for this process to heed it.
+        issued_until_ms: the latest time at which a token of a user that is in use here says that
+            it was issued, ms since the epoch.
+        name: this process's, if others may be at it.
+        poll_every_s: how often the store is asked.
     """
 
     def __init__(
@@ -51,20 +54,26 @@ class Eraser:
         clock: Clock,
         refuse: Callable[[Revocation], None] = lambda revocation: None,
         issued_until_ms: Callable[[UserId], int] = lambda user_id: 0,
+        *,
+        name: str = "",
+        poll_every_s: float = POLL_EVERY_S,
     ) -> None:
         self._store = store
         self._hub = hub
         self._clock = clock
         self._refuse = refuse
         self._issued_until_ms = issued_until_ms
+        self.name = name
+        self._poll_every_s = poll_every_s
 
     async def watch(self) -> None:
         """Carry out what is asked for in the store, until cancelled."""
         while True:
-            delay_s = POLL_EVERY_S
+            delay_s = self._poll_every_s
             try:
                 for found in await self._store.erasures():
-                    await self.carry_out(found)
+                    if await self._store.take_erasure(found.id, self.name):
+                        await self.carry_out(found)
             except RepSyncError as exc:
                 log.warning("an erasure is put off", extra={"cause": str(exc)})
                 delay_s = RETRY_AFTER_S
@@ -136,7 +145,7 @@ class Eraser:
         return counts
 
     async def _sets_in(self, doc: DocName, user_id: UserId) -> set[str]:
-        loaded = await self._store.load(doc)
+        loaded = await self._store.stored(doc)
         if loaded is None:
             raise NotFound(f"there is no {doc}")
         return erasure.sets_in([*filter(None, (loaded.snapshot, *loaded.updates))], user_id)
@@ -153,7 +162,7 @@ async def planned(store: Any, user_id: UserId) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     deleted, changed = [], []
     for doc in await store.documents_of(user_id):
-        loaded = await store.load(doc)
+        loaded = await store.stored(doc)
         if loaded is None:
             continue
         room = Room(doc, loaded)

@@ -68,7 +68,7 @@ class Gateway:
         self._auth = auth
         self._registry = registry
         self._metrics = metrics
-        self._instance = instance
+        self.instance = instance
         self._sessions: dict[ConnectionId, Session] = {}
         self._by_user: dict[UserId, set[ConnectionId]] = {}
         self._session_counts: Counter[UserId] = Counter()
@@ -223,7 +223,7 @@ class Gateway:
             "device_id": session.device["id"],
             "server_time": self._services.clock.now_ms(),
             "protocol": PROTOCOL_VERSION,
-            "instance": self._instance,
+            "instance": self.instance,
             "active_workout": active,
             "limits": self.limits,
         }

@@ -6,22 +6,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
+from crdt.errors import RepSyncError
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Committed
+from crdt.revocations import Revocation
 from crdt.room import Room
-from server.app import WallClock
+from server.app import WallClock, make_stores
 from server.erasure import Eraser, planned
 from server.settings import Settings, SettingsError
+from server.storage import personal as stored
 from server.storage.personal import SqliteRecords
-from server.storage.port import SECTIONS, InUse, PersonalRecords
+from server.storage.port import SECTIONS, ErasingStore, InUse, PersonalRecords
 from server.storage.sqlite import SqliteStore
 
 FORMAT, VERSION = "repsync-export", 1
@@ -30,6 +36,7 @@ EXIT_INCOMPLETE = 1
 """The exit code of an erasure that is noted, and has not ended."""
 
 POLL_EVERY_S = 0.2
+SERVERS_TAKE_IT_WITHIN_S = 6.0
 
 
 # -- export -----------------------------------------------------------------------------------
@@ -56,7 +63,7 @@ async def write_export(
     out.write(',\n"documents": [')
     is_first = True
     for doc in await records.documents_of(user_id):
-        loaded = await records.load(doc)
+        loaded = await records.stored(doc)
         shown = None if loaded is None else _document(Room(doc, loaded), user_id, now_ms)
         if shown is None:
             continue
@@ -119,7 +126,10 @@ def _document(room: Room, user_id: UserId, now_ms: int) -> dict[str, Any] | None
 
 @asynccontextmanager
 async def _records(settings: Settings) -> AsyncIterator[PersonalRecords]:
-    _demand_embedded(settings)
+    if settings.mongodb_uri is not None:
+        async with _opened(settings) as (store, _):
+            yield store
+        return
     records = SqliteRecords(settings.data_dir)
     try:
         yield records
@@ -127,9 +137,33 @@ async def _records(settings: Settings) -> AsyncIterator[PersonalRecords]:
         records.close()
 
 
-def _demand_embedded(settings: Settings) -> None:
-    if settings.mongodb_uri is not None:
-        raise SettingsError("export and erase do not work with MONGODB_URI yet")
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[tuple[ErasingStore, RoomHub]]:
+    """The store, opened as one more instance does, and rooms on it. A spool of its own, which has
+    nothing, lies in a temporary folder: `DATA_DIR` may be a running instance's.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    with tempfile.TemporaryDirectory(prefix="repsync-") as folder:
+        own = settings.model_copy(update={"data_dir": Path(folder)})
+        store, cluster = make_stores(own, uuid4().hex[:12])
+        hub = RoomHub(
+            store,
+            Nobody(),
+            WallClock(),
+            idle_timeout_s=0.0,
+            shared=cluster,
+            neighbours=None if cluster is None else cluster.neighbours,
+        )
+        try:
+            await store.open()
+            if cluster is not None:
+                await cluster.begin(hub, Nobody())
+            yield store, hub
+        finally:
+            await hub.close()
+            await store.close()
 
 
 # -- erase ------------------------------------------------------------------------------------
@@ -141,11 +175,12 @@ async def erase(settings: Settings, user_id: UserId, *, is_dry_run: bool, timeou
     Raises:
         StorageError: the store cannot be used.
     """
-    _demand_embedded(settings)
     if is_dry_run:
         async with _records(settings) as records:
             _print({"dry_run": True, **await planned(records, user_id)})
         return 0
+    if settings.mongodb_uri is not None:
+        return await _erase_from_mongodb(settings, user_id, timeout_s)
     if not (settings.data_dir / "repsync.db").exists():
         SqliteRecords(settings.data_dir)  # says so
     deadline_s = time.monotonic() + timeout_s
@@ -162,12 +197,7 @@ async def erase(settings: Settings, user_id: UserId, *, is_dry_run: bool, timeou
                     _print({"erased": True, **report})
                     return 0
                 if time.monotonic() > deadline_s:
-                    _print({"erased": False, "error": request.error})
-                    print(
-                        "repsync: it is noted, and the server goes on with it; ask again",
-                        file=sys.stderr,
-                    )
-                    return EXIT_INCOMPLETE
+                    return _incomplete(request.error)
                 await asyncio.sleep(POLL_EVERY_S)
                 continue
             report = await _erase_here(settings, store, user_id)
@@ -194,30 +224,56 @@ async def _erase_here(settings: Settings, store: SqliteStore, user_id: UserId) -
         await store.close()
 
 
+async def _erase_from_mongodb(settings: Settings, user_id: UserId, timeout_s: float) -> int:
+    """Ask for it in the store. A server that runs takes it up; if none does, it is done here."""
+    deadline_s = time.monotonic() + timeout_s
+    async with _opened(settings) as (store, hub):
+        eraser = Eraser(store, hub, WallClock(), name=f"erase-{uuid4().hex[:12]}")
+        asked = await eraser.ask(user_id)
+        alone_at_s = time.monotonic() + SERVERS_TAKE_IT_WITHIN_S
+        while time.monotonic() < deadline_s:
+            found = await store.erasure_of(user_id)
+            if found is None or found.done_at_ms is not None:
+                _print({"erased": True, **(found.report if found else {})})
+                return 0
+            if time.monotonic() > alone_at_s and await store.take_erasure(asked.id, eraser.name):
+                try:
+                    _print({"erased": True, **await eraser.carry_out(found)})
+                    return 0
+                except RepSyncError as exc:
+                    return _incomplete(str(exc))
+            await asyncio.sleep(POLL_EVERY_S)
+        return _incomplete(None if found is None else found.error)
+
+
+def _incomplete(error: str | None) -> int:
+    _print({"erased": False, "error": error})
+    print(
+        "repsync: it is noted, and whoever serves the data goes on with it; ask again to see",
+        file=sys.stderr,
+    )
+    return EXIT_INCOMPLETE
+
+
 class Request:
     """An erasure that is asked for in a file which a server has open."""
 
     def __init__(self, folder: Path, user_id: UserId) -> None:
-        import sqlite3
-
-        from server.storage import personal
-
-        self._personal = personal
         self._user_id = user_id
         self._db = sqlite3.connect(folder / "repsync.db", isolation_level=None, timeout=10.0)
         self._db.row_factory = sqlite3.Row
         with contextlib.closing(self._db.execute("PRAGMA user_version")) as found:
             (version,) = found.fetchone()
-        if version != personal.LAST_READABLE:
+        if version != stored.LAST_READABLE:
             raise SettingsError("the server that runs is of another version: upgrade it first")
         self._db.execute("BEGIN IMMEDIATE")
-        self._id = personal.begin_erasure(self._db, user_id, time.time_ns() // 1_000_000).id
+        self._id = stored.begin_erasure(self._db, user_id, time.time_ns() // 1_000_000).id
         self._db.execute("COMMIT")
         self.error: str | None = None
 
     def outcome(self) -> dict[str, Any] | None:
         """What was removed; None as long as it has not ended."""
-        found = self._personal.erasure_of(self._db, self._user_id)
+        found = stored.erasure_of(self._db, self._user_id)
         if found is None or found.done_at_ms is None:
             self.error = found.error if found else None
             return None
@@ -228,7 +284,7 @@ class Request:
 
 
 class Nobody:
-    """An `Outlet` where nobody listens."""
+    """An `Outlet` where nobody listens, and an instance that has no clients."""
 
     def committed(self, commit: Committed) -> None: ...
 
@@ -237,6 +293,12 @@ class Nobody:
     def present(self, doc: DocName, event: str, payload: dict[str, Any]) -> None: ...
 
     def aware(self, doc: DocName, awareness: bytes) -> None: ...
+
+    def apply_revocation(self, revocation: Revocation) -> None: ...
+
+    def reload_revocations(self) -> None: ...
+
+    def tell_user_here(self, user_id: UserId, event: str, payload: Mapping[str, Any]) -> None: ...
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from server.cluster.books import Books
 from server.cluster.bus import Bus, explain
 from server.cluster.connection import AWAY
 from server.cluster.envelope import Sealer, Update
+from server.cluster.erased import Erased
 from server.cluster.log import (
     EpochChanged,
     Exists,
@@ -164,6 +165,7 @@ class Replicator:
         self._sealer = sealer
         self._origin = origin
         self._max_tails_bytes = max_tails_bytes
+        self._erased = Erased(store)
         self._inlet: Inlet | None = None
         self._hosted: dict[DocName, _Hosted] = {}
         self._channels: dict[str, _Hosted] = {}
@@ -388,6 +390,8 @@ class Replicator:
                 await self.persist(hosted.doc)
             except Unavailable:
                 await asyncio.sleep(LAST_RETRY_S)
+            except NotFound:
+                self._displace(hosted)
             else:
                 self._displace(hosted)
 
@@ -649,6 +653,8 @@ class Replicator:
                 self.went_away(exc)
             except Unavailable:
                 self._wake_later(hosted)
+            except NotFound:
+                self._give_up(hosted, "deleted")
 
     async def _catch_up(self, hosted: _Hosted) -> bool:
         """Returns: whether the room is up with its log; if not, it is being read again."""
@@ -701,6 +707,10 @@ class Replicator:
     async def _put_late(self, hosted: _Hosted, held: _Held, draft: Mapping[str, Any]) -> None:
         """Append a record that was acked before. It goes in even if its operation was carried out
         elsewhere since, while neither knew of the other; what that was answered stands."""
+        cleaned = await self._erased.cleaned(hosted.doc, draft)
+        if cleaned is not draft:
+            data = seal_record(self._sealer, hosted.doc, held.origin, held.n, cleaned)
+            held, draft = held._replace(data=data), cleaned
         try:
             await self._put(hosted, held, answers=answers_in(draft))
         except Repeated:
@@ -778,6 +788,7 @@ class Replicator:
 
         Raises:
             Unavailable: it cannot be done now.
+            NotFound: it was deleted for good.
         """
         hosted = self._hosted.get(doc)
         if hosted is None:
@@ -863,7 +874,10 @@ class Replicator:
 
         async def one(doc: DocName) -> None:
             async with slots, self._locked(doc):
-                await self._heal_one(doc)
+                try:
+                    await self._heal_one(doc)
+                except NotFound:
+                    await self._drop(doc)
 
         outcomes = await asyncio.gather(*map(one, docs), return_exceptions=True)
         for outcome in outcomes:
@@ -893,6 +907,15 @@ class Replicator:
             hosted.is_behind = hosted.local > 0
             if self._inlet is not None:
                 self._inlet.renumbered(doc, hosted.pos + hosted.local)
+
+    async def _drop(self, doc: DocName) -> None:
+        """The document was deleted for good: what we hold of it is to go nowhere."""
+        while spooled := await self._spool.first(doc):
+            await self._spool.remove([one.id for one in spooled])
+        if (hosted := self._hosted.get(doc)) is not None:
+            hosted.local, hosted.is_behind = 0, False
+            self._let_go(hosted, len(hosted.tail))
+            self._give_up(hosted, "deleted")
 
     async def _find_place(self, hosted: _Hosted) -> bool:
         """See to it that the document has a head that we can append to.

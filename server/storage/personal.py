@@ -17,7 +17,7 @@ from crdt.ports import SERVER, Loaded
 from crdt.revocations import FOR_EVER_MS, Revocation, hidden
 from crdt.wire import var_bytes
 from server.storage import jobs
-from server.storage.port import Erasure, Row, StorageError
+from server.storage.port import Erasure, PersonalRow, StorageError
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -70,11 +70,11 @@ class SqliteRecords:
     async def documents_of(self, user_id: UserId) -> Sequence[DocName]:
         return documents_of(self._db, user_id)
 
-    async def rows_of(self, user_id: UserId) -> AsyncIterator[Row]:
+    async def rows_of(self, user_id: UserId) -> AsyncIterator[PersonalRow]:
         for row in rows_of(self._db, user_id):
             yield row
 
-    async def load(self, doc: DocName) -> Loaded | None:
+    async def stored(self, doc: DocName) -> Loaded | None:
         return jobs.load(self._db, doc)
 
 
@@ -90,7 +90,7 @@ def documents_of(db: sqlite3.Connection, user_id: UserId) -> list[DocName]:
     return [DocName.parse(row["doc"]) for row in db.execute(_DOCUMENTS, searched)]
 
 
-def rows_of(db: sqlite3.Connection, user_id: UserId) -> Iterator[Row]:
+def rows_of(db: sqlite3.Connection, user_id: UserId) -> Iterator[PersonalRow]:
     """See `PersonalRecords.rows_of`."""
     who, quoted = (user_id,), _to_json(user_id)
     found = db.execute(
@@ -99,9 +99,9 @@ def rows_of(db: sqlite3.Connection, user_id: UserId) -> Iterator[Row]:
     for row in found:
         for entry in json.loads(row["entries"]):
             if entry["user_id"] == user_id:
-                yield Row("log", {"doc": row["doc"], "seq": row["seq"], **entry})
+                yield PersonalRow("log", {"doc": row["doc"], "seq": row["seq"], **entry})
     for row in db.execute("SELECT op_id, answer, at_ms FROM answers WHERE user_id = ?", who):
-        yield Row("answers", {**dict(row), "answer": json.loads(row["answer"])})
+        yield PersonalRow("answers", {**dict(row), "answer": json.loads(row["answer"])})
     for section, query in (
         ("scores", "SELECT * FROM scores WHERE user_id = ?"),
         ("records", "SELECT * FROM awards WHERE user_id = ?"),
@@ -110,11 +110,11 @@ def rows_of(db: sqlite3.Connection, user_id: UserId) -> Iterator[Row]:
         ("memberships", "SELECT doc, role, name FROM members WHERE user_id = ?"),
     ):
         for row in db.execute(query, who):
-            yield Row(section, {key: row[key] for key in row.keys() if key != "user_id"})  # noqa: SIM118 - a row's values are its elements
+            yield PersonalRow(section, {key: row[key] for key in row.keys() if key != "user_id"})  # noqa: SIM118 - a row's values are its elements
     for row in db.execute(
         "SELECT * FROM revocations WHERE (kind = 'user' AND id = ?1) OR revoked_by = ?1", who
     ):
-        yield Row("revocations", dict(row))
+        yield PersonalRow("revocations", dict(row))
 
 
 # -- erasing ----------------------------------------------------------------------------------

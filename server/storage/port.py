@@ -61,7 +61,7 @@ class ServerStore(Store, Protocol):
         """Finish what was asked for, and let go. What is asked from now on is `unavailable`."""
 
 
-class Row(NamedTuple):
+class PersonalRow(NamedTuple):
     """Something that is kept of a person beside the documents, as JSON. `section`: which kind of
     thing, see `SECTIONS`."""
 
@@ -91,11 +91,11 @@ class PersonalRecords(Protocol):
         """Every document that may have something of this person, be it in its history: all bytes
         are searched for the id. Others may be among them, which have the same text elsewhere."""
 
-    def rows_of(self, user_id: UserId) -> AsyncIterator[Row]:
+    def rows_of(self, user_id: UserId) -> AsyncIterator[PersonalRow]:
         """All that is kept beside the documents, section after section."""
 
-    async def load(self, doc: DocName) -> Loaded | None:
-        """See `Store.load`."""
+    async def stored(self, doc: DocName) -> Loaded | None:
+        """The document as it is where it lasts, with all that was appended until now."""
 
 
 class Erasure(NamedTuple):
@@ -106,6 +106,8 @@ class Erasure(NamedTuple):
     done_at_ms: int | None
     report: dict[str, Any]
     error: str | None = None
+    by: str | None = None
+    """Who carries it out, if several might."""
 
 
 class ErasingStore(ServerStore, PersonalRecords, Protocol):
@@ -123,6 +125,12 @@ class ErasingStore(ServerStore, PersonalRecords, Protocol):
 
     async def erasure_of(self, user_id: UserId) -> Erasure | None:
         """How far this person's has come."""
+
+    async def take_erasure(self, erasure_id: str, by: str) -> bool:
+        """Make it this process's to carry out, for half a minute from now and from each note.
+
+        Returns: whether it is; if not, another process is at it, which does no harm but is no use.
+        """
 
     async def note_erasure(
         self, erasure_id: str, report: dict[str, Any], error: str | None

@@ -15,7 +15,7 @@ from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
 from crdt.revocations import Revocation
 from server.storage import jobs, personal
-from server.storage.port import ANSWERS_KEPT_S, Erasure, Row, StoreStats
+from server.storage.port import ANSWERS_KEPT_S, Erasure, PersonalRow, StoreStats
 from server.storage.sqlite_file import SqliteFile
 
 SCHEMA = ("schema.sql", "schema_2.sql", "schema_3.sql")
@@ -141,9 +141,12 @@ class SqliteStore:
     async def documents_of(self, user_id: UserId) -> Sequence[DocName]:
         return await self._file.read(lambda db: personal.documents_of(db, user_id))
 
-    async def rows_of(self, user_id: UserId) -> AsyncIterator[Row]:
+    async def rows_of(self, user_id: UserId) -> AsyncIterator[PersonalRow]:
         for row in await self._file.read(lambda db: list(personal.rows_of(db, user_id))):
             yield row
+
+    async def stored(self, doc: DocName) -> Loaded | None:
+        return await self.load(doc)
 
     async def begin_erasure(self, user_id: UserId, issued_until_ms: int) -> Revocation:
         return await self._file.write(
@@ -155,6 +158,9 @@ class SqliteStore:
 
     async def erasure_of(self, user_id: UserId) -> Erasure | None:
         return await self._file.read(lambda db: personal.erasure_of(db, user_id))
+
+    async def take_erasure(self, erasure_id: str, by: str) -> bool:
+        return True  # nobody else has the file
 
     async def note_erasure(
         self, erasure_id: str, report: dict[str, Any], error: str | None
