@@ -400,7 +400,7 @@ class MongoStore:
             try:
                 await mongo_personal.demand_not_buried(self._db, doc)
             except NotFound:
-                await mongo_personal.delete(self._db, doc)
+                await mongo_personal.delete(self._db, doc, _scores_in(doc, batch))
                 raise
             if inserted == len(batch):
                 if prev == records[-1][0]:
@@ -882,6 +882,15 @@ def _placed(doc: str, pos: int, prev: int, draft: Record, taken: set[str]) -> Re
         if ops:
             record["ops"] = ops
     return record
+
+
+def _scores_in(doc: str, records: Sequence[Record]) -> list[str]:
+    """The `_id`s of what the records' sets are worth."""
+    return [
+        mongo_log.score_key(doc, score["user_id"], score["exercise"], score["set_id"])
+        for record in records
+        for score in record.get("scores", ())
+    ]
 
 
 def _encoded(record: Record) -> bytes:

@@ -12,8 +12,11 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Literal
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 
 from crdt.erasure import ERASED, scrubbed
 from crdt.errors import Invalid, NotFound
@@ -29,6 +32,7 @@ SALT_BYTES = 16
 TAKEN_MS = 30_000
 
 _SALT = {"_id": "salt"}
+_RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 _OF_DOCUMENT = (
     "snapshots",
     "members",
@@ -66,35 +70,20 @@ async def demand_not_buried(db: Database, doc: str) -> Literal[False]:
 # -- what there is ----------------------------------------------------------------------------
 
 
-def _mentions(user_id: UserId) -> dict[str, Any]:
-    """A record of the log that names somebody, outside of its update."""
-    fields = ("entries", "members", "scores", "awards")
-    return {
-        "$or": [
-            *({f"{field}.user_id": user_id} for field in fields),
-            {"summary.owner_id": user_id},
-            {"revocation.id": user_id},
-            {"entries.answer": {"$regex": re.escape(_to_json(user_id))}},
-        ]
-    }
-
-
 async def documents_of(db: Database, user_id: UserId) -> Sequence[DocName]:
     """See `PersonalRecords.documents_of`."""
-    value = var_bytes(user_id.encode())
     found: set[str] = set()
     for collection in ("members", "awards", "client_ids"):
-        found.update(await db[collection].distinct("doc", {"user_id": user_id}))
-    found.update(await db["documents"].distinct("_id", {"owner_id": user_id}))
+        found.update([row["doc"] async for row in db[collection].find({"user_id": user_id})])
+    owned = db["documents"].find({"owner_id": user_id}, {"_id": True})
+    found.update([row["_id"] async for row in owned])
     async for row in db["scores"].find(_scores_of(user_id), {"_id": True}):
         found.add(json.loads(row["_id"])[2])
-    found.update(await db["log"].distinct("doc", _mentions(user_id)))
-    async for record in db["log"].find({"yjs": {"$exists": True}}, {"doc": True, "yjs": True}):
-        if value in record["yjs"]:
-            found.add(record["doc"])
+    async for record in _naming(db, {}, user_id):
+        found.add(record["doc"])
+    value = var_bytes(user_id.encode())
     end, of = b"", ("", "")
-    parts = db["snapshots"].find(sort=[("doc", 1), ("snapshot_id", 1), ("part", 1)])
-    async for part in parts:
+    async for part in db["snapshots"].find(sort=[("doc", 1), ("snapshot_id", 1), ("part", 1)]):
         if of != (part["doc"], part["snapshot_id"]):
             end, of = b"", (part["doc"], part["snapshot_id"])
         data = end + part["data"]  # it may stand where two parts meet
@@ -102,6 +91,24 @@ async def documents_of(db: Database, user_id: UserId) -> Sequence[DocName]:
             found.add(part["doc"])
         end = data[-len(value) :]
     return [name for doc in sorted(found) if (name := _document(doc)) is not None]
+
+
+async def _naming(
+    db: Database, which: dict[str, Any], user_id: UserId
+) -> AsyncIterator[RawBSONDocument]:
+    """The records of the log that have the id of somebody anywhere: as a value of Yjs's, as a text
+    of BSON's, or within an answer or a key."""
+    text = user_id.encode()
+    forms = (
+        var_bytes(text),
+        (len(text) + 1).to_bytes(4, "little") + text + b"\x00",
+        _to_json(user_id).encode(),
+    )
+    raw = db["log"].with_options(codec_options=_RAW)
+    async for record in raw.find(which):
+        assert isinstance(record, RawBSONDocument)
+        if any(form in record.raw for form in forms):
+            yield record
 
 
 def _document(doc: str) -> DocName | None:
@@ -236,16 +243,17 @@ async def bury(db: Database, doc: str, now_ms: int) -> None:
     await delete(db, doc)
 
 
-async def delete(db: Database, doc: str) -> None:
-    """Delete all that is of a document. Its row goes first: without it there is none."""
+async def delete(db: Database, doc: str, scores: Collection[str] = ()) -> None:
+    """Delete all that is of a document. Its row goes first: without it there is none.
+
+    Args:
+        scores: the `_id`s of those that are to go along; else they go with whose they are.
+    """
     await db["documents"].delete_one({"_id": doc})
     for collection in _OF_DOCUMENT:
         await db[collection].delete_many({"doc": doc})
-    # ["ana","name:squat","workout:leg-day","set"]
-    of_doc = {"_id": {"$regex": re.escape(_to_json(doc))}}
-    async for row in db["scores"].find(of_doc, {"_id": True}):
-        if json.loads(row["_id"])[2] == doc:
-            await db["scores"].delete_one({"_id": row["_id"]})
+    if scores:
+        await db["scores"].delete_many({"_id": {"$in": list(scores)}})
     name = _document(doc)
     if name is not None:
         await db["active_workouts"].delete_many({"workout_id": name.id})
@@ -286,8 +294,11 @@ async def forget(db: Database, user_id: UserId) -> Counter[str]:
 async def _unname(db: Database, which: dict[str, Any], user_id: UserId) -> dict[str, int]:
     """Take somebody out of who did what, with the answers that they got."""
     entries_changed = answers = 0
-    found = db["log"].find({**which, **_mentions(user_id)}, {"entries": True, "ops": True})
-    for record in await found.to_list():
+    ids = [record["_id"] async for record in _naming(db, which, user_id)]
+    for id_ in ids:
+        record = await db["log"].find_one({"_id": id_}, {"entries": True, "ops": True})
+        if record is None:
+            continue
         entries = []
         for entry in record["entries"]:
             if entry["user_id"] == user_id:

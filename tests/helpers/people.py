@@ -3,10 +3,15 @@ the search for what is left of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
+
+import bson
+from pymongo import AsyncMongoClient
+from redis import Redis
 
 from crdt import ids
 from crdt.ids import DocName
@@ -106,21 +111,61 @@ def set_of(user_id: str, workout_id: str, **fields: Any) -> dict[str, Any]:
 
 def found_in(folder: Path, marks: Iterable[str] = MARKS) -> dict[str, list[str]]:
     """Which marks stand in which files, byte by byte."""
+    files = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return _found(files, marks)
+
+
+async def found_in_mongodb(uri: str, marks: Iterable[str] = MARKS) -> dict[str, list[str]]:
+    """Which marks stand in which collections."""
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
+    try:
+        db = client.get_default_database()
+        names = await db.list_collection_names()
+        dumps = {
+            name: b"".join([bson.encode(row) async for row in db[name].find()]) for name in names
+        }
+    finally:
+        await client.close()
+    return _found(dumps, marks)
+
+
+def found_in_redis(url: str, prefix: str, marks: Iterable[str] = MARKS) -> dict[str, list[str]]:
+    """Which marks stand in which keys, or in what they hold."""
+    dumps: dict[str, bytes] = {}
+    with Redis.from_url(url) as redis:
+        for key in redis.scan_iter(match=f"{prefix}:*"):
+            read = {
+                b"string": lambda key: redis.get(key),
+                b"hash": lambda key: redis.hgetall(key),
+                b"set": lambda key: redis.smembers(key),
+                b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
+                b"stream": lambda key: redis.xrange(key),
+            }[redis.type(key)]
+            dumps[key.decode()] = key + b" " + _bytes_in(read(key))
+        waiting = redis.smembers(f"{{{prefix}:work}}:waiting")
+    dumps["waiting"] = b" ".join(waiting)
+    return _found(dumps, marks)
+
+
+def _bytes_in(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple | set):
+        return b" ".join(map(_bytes_in, value))
+    return str(value).encode()
+
+
+def _found(dumps: Mapping[str, bytes], marks: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            data = path.read_bytes()
-            for mark in marks:
-                if any(form in data for form in forms(mark)):
-                    found.setdefault(path.name, []).append(mark)
+    for name, data in sorted(dumps.items()):
+        for mark in marks:
+            if any(form in data for form in _forms(mark)):
+                found.setdefault(name, []).append(mark)
     return found
 
 
-def forms(mark: str) -> set[bytes]:
-    """A text as it may stand in a file: plain, and as JSON writes it in ASCII."""
-    return {mark.encode(), mark.encode("unicode_escape")}
-
-
-async def content_of(client: DocumentClient) -> Any:
-    await client.sync()
-    return client.content()
+def _forms(mark: str) -> set[bytes]:
+    """A text as it may stand somewhere: plain, and as JSON writes it in ASCII."""
+    return {mark.encode(), json.dumps(mark)[1:-1].encode()}

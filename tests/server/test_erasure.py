@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import jwt
 import pytest
 
 from crdt import ids
@@ -26,43 +32,84 @@ from tests.helpers.people import (
     ZOE,
     create,
     found_in,
+    found_in_mongodb,
+    found_in_redis,
     log_set,
     op_id,
     train_together,
 )
-from tests.helpers.servers import running_server
+from tests.helpers.servers import RunningServer, running_server
 from tests.helpers.tokens import SECRET
 
 
-async def erase(folder: Path, user_id: str = ZOE, **options: Any) -> int:
-    settings = Settings(data_dir=folder)
-    arguments = {"is_dry_run": False, "timeout_s": 30.0, **options}
-    return await personal.erase(settings, UserId(user_id), **arguments)
+async def eventually(
+    ask: Callable[[], Awaitable[Any]], is_so: Callable[[Any], bool] = bool
+) -> None:
+    async with asyncio.timeout(30):
+        while not is_so(await ask()):
+            await asyncio.sleep(0.05)
 
 
-async def exported(folder: Path, user_id: str = ZOE) -> dict[str, Any]:
-    out = StringIO()
-    assert await personal.export(Settings(data_dir=folder), UserId(user_id), out) == 0
-    written: dict[str, Any] = json.loads(out.getvalue())
-    return written
+@dataclass
+class Place:
+    """Where a deployment keeps its data, and what runs on it."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def running(self) -> AbstractAsyncContextManager[RunningServer]:
+        return running_server(self.folder / "server", jwt_secret=SECRET, **self.settings)
+
+    async def erase(self, user_id: str = ZOE, **options: Any) -> int:
+        settings = Settings(data_dir=self.folder / "server", **self.settings)
+        arguments = {"is_dry_run": False, "timeout_s": 30.0, **options}
+        return await personal.erase(settings, UserId(user_id), **arguments)
+
+    async def exported(self, user_id: str = ZOE) -> dict[str, Any]:
+        out = StringIO()
+        settings = Settings(data_dir=self.folder / "server", **self.settings)
+        assert await personal.export(settings, UserId(user_id), out) == 0
+        written: dict[str, Any] = json.loads(out.getvalue())
+        return written
+
+    async def found(self) -> dict[str, list[str]]:
+        """What is left of zoe, and where."""
+        found = found_in(self.folder)
+        if uri := self.settings.get("mongodb_uri"):
+            found |= await found_in_mongodb(uri)
+        if url := self.settings.get("redis_url"):
+            found |= found_in_redis(url, self.settings["redis_prefix"])
+        return found
 
 
-async def test_nothing_is_left_of_an_erased_person_in_the_data_folder(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+@pytest.fixture(params=["sqlite", "mongodb", "cluster"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    settings: dict[str, Any] = {}
+    if request.param != "sqlite":
+        settings["mongodb_uri"] = request.getfixturevalue("mongo_uri")
+    if request.param == "cluster":
+        settings["redis_url"] = request.getfixturevalue("redis_server")
+        settings["redis_prefix"] = f"t{uuid4().hex[:8]}"
+        settings["bus_secret"] = SECRET
+    return Place(tmp_path / "data", settings)
+
+
+async def test_nothing_is_left_of_an_erased_person_in_the_data_folder(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
-    assert set(found_in(tmp_path)["repsync.db"]) == set(MARKS)
-    assert await erase(tmp_path) == 0
-    assert found_in(tmp_path) == {}
+    assert {mark for marks in (await place.found()).values() for mark in marks} == set(MARKS)
+    assert await place.erase() == 0
+    assert await place.found() == {}
 
 
-async def test_a_running_server_erases_while_others_train(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_a_running_server_erases_while_others_train(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
         zoe, laptop = server.clients[0], server.clients[2]
         ben = await server.events("ben", name="Ben")
         await ben.do("workout:join", {"workout_id": GROUP})
         bens_laptop = await server.document("ben", ids.workout(GROUP))
-        assert await erase(tmp_path) == 0
+        assert await place.erase() == 0
         await zoe.wait_until_gone()
         await laptop.wait_until_gone()
         gone = [(await ben.next("workout:set:removed"))["set_id"] for _ in range(2)]
@@ -73,13 +120,13 @@ async def test_a_running_server_erases_while_others_train(tmp_path: Path) -> Non
         await bens_laptop.until(lambda: "bens-next" in bens_laptop.content()["sets"])
         assert bens_laptop.content()["sets"].keys() == {"bens-set", "bens-next"}
         assert bens_laptop.resets == []
-    assert found_in(tmp_path) == {}
+    assert await place.found() == {}
 
 
-async def test_what_others_did_stays_theirs(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_what_others_did_stays_theirs(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
-        await erase(tmp_path)
+        await place.erase()
         ben = await server.events("ben", name="Ben")
         group = (await ben.do("workout:sync", {"workout_id": GROUP}))["workout"]
         assert [item["id"] for item in group["sets"]] == ["bens-set"]
@@ -94,12 +141,12 @@ async def test_what_others_did_stays_theirs(tmp_path: Path) -> None:
         assert {w["id"] for w in listed["workouts"]} == {GROUP, HERS}
 
 
-async def test_no_token_from_before_lets_an_erased_person_in(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_no_token_from_before_lets_an_erased_person_in(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
         token = server.token(ZOE)
-        await erase(tmp_path)
-    async with running_server(tmp_path) as server:
+        await place.erase()
+    async with place.running() as server:
         server.parts.auth.sign = lambda *_, **__: token  # type: ignore[method-assign]
         for entering in (server.events(ZOE), server.document(ZOE, ids.workout(GROUP))):
             with pytest.raises(Refused) as refusal:
@@ -108,10 +155,10 @@ async def test_no_token_from_before_lets_an_erased_person_in(tmp_path: Path) -> 
             assert refusal.value.error["details"] == {"reason": "erased"}
 
 
-async def test_a_deleted_document_can_be_made_by_nobody_again(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_a_deleted_document_can_be_made_by_nobody_again(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
-        await erase(tmp_path)
+        await place.erase()
         ben = await server.events("ben")
         for event, name in (("workout:create", ALONE), ("template:create", PLAN)):
             kind = event.partition(":")[0]
@@ -125,33 +172,27 @@ async def test_a_deleted_document_can_be_made_by_nobody_again(tmp_path: Path) ->
         assert refusal.value.error["code"] == "not_found"
 
 
-async def test_another_persons_old_replica_brings_nothing_back(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_another_persons_old_replica_brings_nothing_back(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
         bens = await server.document("ben", ids.workout(GROUP))
         assert "zoes-third" in bens.content()["sets"]
         await bens.drop()
         bens.map("sets")["bens-offline"] = {"user_id": "ben", "exercise": "squat-group-day"}
         whole = bens.doc.get_update()
-        await erase(tmp_path)
+        await place.erase()
         await bens.connect()
         await bens.confirm()
         assert bens.content()["sets"].keys() == {"bens-set", "bens-offline"}
         assert (await bens.send(whole))["ok"]
-    assert found_in(tmp_path) == {}
+    assert await place.found() == {}
 
 
-async def test_somebody_new_of_the_same_id_cannot_write_as_the_one_before(tmp_path: Path) -> None:
-    async with running_server(
-        tmp_path, jwt_secret="a secret of more than thirty-two bytes"
-    ) as server:
+async def test_somebody_new_of_the_same_id_cannot_write_as_the_one_before(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
         old = server.clients[2].doc
-        await erase(tmp_path)
-        import time
-
-        import jwt
-
+        await place.erase()
         claims = {"sub": ZOE, "iat": int(time.time()) + 3, "exp": int(time.time()) + 600}
         token = jwt.encode(claims, SECRET)
         server.parts.auth.sign = lambda *_, **__: token  # type: ignore[method-assign]
@@ -166,12 +207,12 @@ async def test_somebody_new_of_the_same_id_cannot_write_as_the_one_before(tmp_pa
         assert answer["error"]["code"] == "forbidden"
 
 
-async def test_an_export_has_all_of_one_person_and_nobody_elses(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_an_export_has_all_of_one_person_and_nobody_elses(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
         ben = await server.events("ben")
         await log_set(ben, GROUP, "bens-secret", note="only ben knows")
-        data = await exported(tmp_path)
+        data = await place.exported()
     assert (data["format"], data["version"], data["user_id"]) == ("repsync-export", 1, ZOE)
     documents = {shown["document"]: shown for shown in data["documents"]}
     assert documents.keys() == {
@@ -195,49 +236,47 @@ async def test_an_export_has_all_of_one_person_and_nobody_elses(tmp_path: Path) 
         assert data[section]
 
 
-async def test_an_export_of_nobody_is_empty(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_an_export_of_nobody_is_empty(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
-    data = await exported(tmp_path, "nobody")
+    data = await place.exported("nobody")
     assert not any(data[section] for section in ("documents", "log", "answers", "records"))
 
 
 async def test_an_erasure_that_was_interrupted_is_carried_out_by_the_next_server(
-    tmp_path: Path,
+    place: Place,
 ) -> None:
-    async with running_server(tmp_path) as server:
+    async with place.running() as server:
         await train_together(server)
-    with sqlite3.connect(tmp_path / "repsync.db") as db:
-        from server.storage import personal as stored
-
-        db.row_factory = sqlite3.Row
-        stored.begin_erasure(db, UserId(ZOE), 0)
-    async with running_server(tmp_path):
-        assert await erase(tmp_path) == 0
-    assert found_in(tmp_path) == {}
+        await server.parts.store.begin_erasure(UserId(ZOE), 0)
+    async with place.running() as server:
+        store = server.parts.store
+        await eventually(lambda: store.erasures(), lambda left: not left)
+        assert (await store.erasure_of(UserId(ZOE))).report["documents_deleted"] == 2
+    assert await place.found() == {}
 
 
-async def test_erasing_twice_changes_nothing_more(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
+async def test_erasing_twice_changes_nothing_more(place: Place) -> None:
+    async with place.running() as server:
         await train_together(server)
-    assert await erase(tmp_path) == 0
-    assert await erase(tmp_path) == 0
-    async with running_server(tmp_path) as server:
+    assert await place.erase() == 0
+    assert await place.erase() == 0
+    async with place.running() as server:
         ben = await server.events("ben")
         group = (await ben.do("workout:sync", {"workout_id": GROUP}))["workout"]
         assert [item["id"] for item in group["sets"]] == ["bens-set"]
 
 
 async def test_a_dry_run_tells_and_changes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with running_server(tmp_path) as server:
+    async with place.running() as server:
         await train_together(server)
-        assert await erase(tmp_path, is_dry_run=True) == 0
+        assert await place.erase(is_dry_run=True) == 0
         told = json.loads(capsys.readouterr().out)
         assert set(told["documents_deleted"]) == {f"workout:{ALONE}", f"template:{PLAN}"}
         assert told["sets"] == 2
         zoe = await server.events(ZOE)
         with pytest.raises(CallFailed):
             await create(zoe, ALONE)
-    assert "repsync.db" in found_in(tmp_path)
+    assert await place.found()
