@@ -291,6 +291,9 @@ class RedisLog:
         pattern = _GLOB.sub(r"\\\g<0>", self._key(doc, "op:")) + "*"
         async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
             await _plain(self._redis.delete(key))
+        pattern = _GLOB.sub(r"\\\g<0>", f"{self._prefix}:{{") + "*}:unlisted"
+        async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
+            await _plain(self._redis.srem(key, str(doc)))
 
     async def forget_user(self, user_id: UserId) -> Counter[str]:
         """Delete what is kept of a user beside streams: answers to them, and what others' answers

@@ -30,7 +30,7 @@ import msgpack
 from crdt.errors import NotFound, Unavailable
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import SERVER, Answer, Append, Durability, Entry, Loaded, Stored, Summary
 from crdt.revocations import Revocation
 from server.cluster.books import Book, Books, Prize, Row, Seed
 from server.cluster.bus import Bus
@@ -255,6 +255,7 @@ class ClusterStore:
         users |= {entry.author.user_id for entry in batch.entries}
         if batch.summary is not None:
             users.add(batch.summary.owner_id)
+        users.discard(SERVER)
         if not self._replicator.is_away:
             try:
                 await self._log.mark_unlisted(users, batch.doc)
