@@ -725,7 +725,9 @@ class RoomHub:
         if await self._store.compact(room.name, room.diff(), upto, base):
             room.compacted(upto)
             return True
-        if (loaded := await self._store.load(room.name)) is not None:
+        # To load it from a shared log would be to open it once more.
+        store = self._store.load if self._shared is None else self._shared.stored
+        if (loaded := await store(room.name)) is not None:
             room.compacted(loaded.snapshot_seq)
         return False
 

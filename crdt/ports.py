@@ -225,6 +225,13 @@ class SharedLog(Protocol):
             NotFound: it was deleted for good.
         """
 
+    async def stored(self, doc: DocName) -> Loaded | None:
+        """The document as it is where it lasts, without opening it.
+
+        Raises:
+            Unavailable: it cannot be read now.
+        """
+
     def demand_space(self, doc: DocName) -> None:
         """Raises Unavailable if nothing more of the document can be stored now."""
 

@@ -425,7 +425,9 @@ class Room:
         """
         ids = self._client_ids_of(user_id)
         keys: dict[str, set[str]] = {"sets": set(sets), "timers": {user_id}}
-        state = erasure.forget_keys(self._committed().diff(), keys, ids)
+        # What the server wrote for somebody and has deleted since, it cannot tell whose it was.
+        written = [*ids, *self._client_ids_of(SERVER)]
+        state = erasure.forget_keys(self._committed().diff(), keys, written)
         self._replica = Replica(self.name.kind, state, is_watched=self._is_shared)
         self._rebuild_head()
         self._size_bytes = self._measured_bytes = len(state)

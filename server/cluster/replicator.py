@@ -707,10 +707,6 @@ class Replicator:
     async def _put_late(self, hosted: _Hosted, held: _Held, draft: Mapping[str, Any]) -> None:
         """Append a record that was acked before. It goes in even if its operation was carried out
         elsewhere since, while neither knew of the other; what that was answered stands."""
-        cleaned = await self._erased.cleaned(hosted.doc, draft)
-        if cleaned is not draft:
-            data = seal_record(self._sealer, hosted.doc, held.origin, held.n, cleaned)
-            held, draft = held._replace(data=data), cleaned
         try:
             await self._put(hosted, held, answers=answers_in(draft))
         except Repeated:
@@ -718,7 +714,11 @@ class Replicator:
 
     async def _put_again(self, hosted: _Hosted, held: _Held) -> None:
         """Append a record of another epoch."""
-        draft = open_record(self._sealer, hosted.doc, Record(*held))
+        found = open_record(self._sealer, hosted.doc, Record(*held))
+        draft = await self._erased.cleaned(hosted.doc, found)
+        if draft is not found:
+            data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
+            held = held._replace(data=data)
         await self._put_late(hosted, held, draft)
         if draft.get("scores"):  # the books are gone as well; what was won is in the record
             scored = [mongo_log.scored_by(draft)]
@@ -940,7 +940,8 @@ class Replicator:
         """Append what is in the spool of this document, oldest first."""
         while spooled := await self._spool.first(hosted.doc):
             for one in spooled:
-                draft = dict(mongo_log.unpack(one.record))
+                found = mongo_log.unpack(one.record)
+                draft = dict(await self._erased.cleaned(hosted.doc, found))
                 awards = await self._judge_late(hosted, one.origin, draft)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]

@@ -80,6 +80,7 @@ class ClusterStore:
         max_backlog_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         self.stats: StoreStats = store.stats
+        self.settles_after_s = store.timeout_s
         self._redis = redis
         self._store = store
         self._spool = spool

@@ -141,6 +141,7 @@ class MongoStore:
     # Not `disk`, which says that this machine has it: the log is elsewhere, on as many disks as
     # make a majority there, and whoever reads it finds the change.
     durability: Durability = "cluster"
+    settles_after_s = 0.0
 
     def __init__(self, uri: str, *, start_timeout_s: float = START_TIMEOUT_S) -> None:
         """Nothing is connected before `open`.
@@ -313,6 +314,11 @@ class MongoStore:
             self._unsettled.pop(doc, None)
 
     # -- taking over what was committed elsewhere -------------------------------------------
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one append or read may take, in all."""
+        return self._timeout_s
 
     async def last(self, doc: DocName) -> Last | None:
         """Where the document's log ends in MongoDB now; None if there is no such document.

@@ -114,6 +114,10 @@ class ErasingStore(ServerStore, PersonalRecords, Protocol):
     """A store from which a person can be erased. Each step may be done again, and is durable and
     complete when it returns."""
 
+    @property
+    def settles_after_s(self) -> float:
+        """For how long another process may go on writing what follows from what it had read."""
+
     async def begin_erasure(self, user_id: UserId, issued_until_ms: int) -> Revocation:
         """Note that somebody is to be erased, and refuse their tokens issued up to then, for good.
 

@@ -28,6 +28,7 @@ class SqliteStore:
 
     kind = "sqlite"
     durability: Durability = "disk"
+    settles_after_s = 0.0
 
     def __init__(self, folder: Path, *, commit_window_s: float = 0.003) -> None:
         """Open or create the store.

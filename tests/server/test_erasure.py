@@ -19,7 +19,7 @@ import pytest
 from crdt import ids
 from crdt.ids import UserId
 from server import personal
-from server.replay.devices import CallFailed, Refused
+from server.replay.devices import CallFailed, EventClient, Refused
 from server.settings import Settings
 from tests.helpers.people import (
     ALONE,
@@ -38,6 +38,7 @@ from tests.helpers.people import (
     op_id,
     train_together,
 )
+from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.servers import RunningServer, running_server
 from tests.helpers.tokens import SECRET
 
@@ -46,7 +47,7 @@ async def eventually(
     ask: Callable[[], Awaitable[Any]], is_so: Callable[[Any], bool] = bool
 ) -> None:
     async with asyncio.timeout(30):
-        while not is_so(await ask()):
+        while not is_so(await ask()):  # noqa: ASYNC110 - any condition: nobody signals it
             await asyncio.sleep(0.05)
 
 
@@ -84,10 +85,19 @@ class Place:
 
 @pytest.fixture(params=["sqlite", "mongodb", "cluster"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return make_place(request.param, request, tmp_path)
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return make_place("cluster", request, tmp_path)
+
+
+def make_place(mode: str, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     settings: dict[str, Any] = {}
-    if request.param != "sqlite":
-        settings["mongodb_uri"] = request.getfixturevalue("mongo_uri")
-    if request.param == "cluster":
+    if mode != "sqlite":
+        settings["mongodb_uri"] = request.getfixturevalue("mongo_uri") + "?timeoutMS=2000"
+    if mode == "cluster":
         settings["redis_url"] = request.getfixturevalue("redis_server")
         settings["redis_prefix"] = f"t{uuid4().hex[:8]}"
         settings["bus_secret"] = SECRET
@@ -280,3 +290,68 @@ async def test_a_dry_run_tells_and_changes_nothing(
         with pytest.raises(CallFailed):
             await create(zoe, ALONE)
     assert await place.found()
+
+
+# -- several instances ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def away(tmp_path: Path, redis_process: RedisProcess, mongo_uri: str) -> Place:
+    """A deployment whose Redis can be taken away."""
+    settings = {
+        "mongodb_uri": mongo_uri + "?timeoutMS=2000",
+        "redis_url": redis_process.url,
+        "redis_prefix": "away",
+    }
+    return Place(tmp_path / "data", settings)
+
+
+async def test_what_an_instance_had_kept_while_it_was_cut_off_does_not_come_back(
+    away: Place, redis_process: RedisProcess
+) -> None:
+    async with away.running() as server:
+        await train_together(server)
+        zoe = next(client for client in server.clients if isinstance(client, EventClient))
+        ben = await server.events("ben")
+        redis_process.kill()
+        late = await asyncio.gather(
+            log_set(zoe, GROUP, "zoes-late", note="left knee hurts"),
+            log_set(ben, GROUP, "bens-late"),
+            log_set(zoe, ALONE, "zoes-later", note="left knee hurts"),
+        )
+        assert {answer["durability"] for answer in late} == {"local"}
+    redis_process.start()
+    assert "spool.db" in await away.found()
+    assert await away.erase() == 0
+    async with away.running() as server:
+        ben = await server.events("ben")
+        await ben.do("workout:join", {"workout_id": GROUP})
+        await eventually(lambda: sets_of(ben), lambda sets: "bens-late" in sets)
+        assert await sets_of(ben) == {"bens-set", "bens-late"}
+        await eventually(away.found, lambda found: not found)
+
+
+async def test_members_on_another_instance_see_it_as_ordinary_events(cluster: Place) -> None:
+    async with cluster.running() as server:
+        await train_together(server)
+        other = running_server(
+            cluster.folder / "other", jwt_secret=SECRET, compact_after=3, **cluster.settings
+        )
+        async with other as there:
+            ben = await there.events("ben")
+            await ben.do("workout:join", {"workout_id": GROUP})
+            laptop = await there.document("ben", ids.workout(GROUP))
+            zoe = await there.events(ZOE)
+            assert await cluster.erase() == 0
+            await zoe.wait_until_gone()
+            gone = {(await ben.next("workout:set:removed"))["set_id"] for _ in range(2)}
+            assert gone == {"zoes-second", "zoes-third"}
+            await log_set(ben, GROUP, "bens-next")
+            assert await sets_of(ben) == {"bens-set", "bens-next"}
+            await laptop.until(lambda: "bens-next" in laptop.content()["sets"])
+    assert await cluster.found() == {}
+
+
+async def sets_of(client: EventClient) -> set[str]:
+    shown = (await client.do("workout:sync", {"workout_id": GROUP}))["workout"]
+    return {item["id"] for item in shown["sets"]}
