@@ -11,16 +11,24 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import jwt
 import pytest
 
 from crdt import ids
+from crdt.access import Member
+from crdt.errors import NotFound, Outdated
 from crdt.ids import UserId
+from crdt.ports import Stored
+from crdt.records import Score
 from server import personal
 from server.replay.devices import CallFailed, EventClient, Refused
 from server.settings import Settings
+from server.storage import mongo_log
+from tests.contracts.update_store import record
+from tests.helpers.mongo_servers import opening
 from tests.helpers.people import (
     ALONE,
     BENS_PLAN,
@@ -39,6 +47,7 @@ from tests.helpers.people import (
     train_together,
 )
 from tests.helpers.redis_servers import RedisProcess
+from tests.helpers.rooms import entry
 from tests.helpers.servers import RunningServer, running_server
 from tests.helpers.tokens import SECRET
 
@@ -290,6 +299,55 @@ async def test_a_dry_run_tells_and_changes_nothing(
         with pytest.raises(CallFailed):
             await create(zoe, ALONE)
     assert await place.found()
+
+
+async def test_a_snapshot_that_was_being_made_comes_too_late(place: Place) -> None:
+    async with place.running() as server:
+        await train_together(server)
+        hub, store = server.parts.hub, server.parts.store
+        async with hub.lease(ids.workout(GROUP)) as live:
+            late = live.room.diff(), live.room.seq, live.room.snapshot_seq
+        await place.erase()
+        assert not await store.compact(ids.workout(GROUP), *late)
+    assert await place.found() == {}
+
+
+async def test_a_change_of_a_deleted_document_that_comes_late_is_dropped(place: Place) -> None:
+    async with place.running() as server:
+        await train_together(server)
+        store = server.parts.store
+        late = record(b"left knee hurts", doc=ids.workout(ALONE), owner_id=UserId(ZOE))
+        await place.erase()
+        with pytest.raises((NotFound, Outdated)):  # the second: nobody has it open
+            await store.append(late)
+        with pytest.raises(NotFound):
+            await store.append(late._replace(creates=True))
+    assert await place.found() == {}
+
+
+async def test_a_mover_that_slept_through_an_erasure_leaves_nothing(cluster: Place) -> None:
+    async with cluster.running() as server:
+        await train_together(server)
+        name = ids.workout(ALONE)
+        assert server.parts.cluster is not None
+        await server.parts.cluster.stored(name)  # all of it is moved
+        async with opening(cluster.settings["mongodb_uri"]) as store:
+            last = await store.last(name)
+            assert last is not None
+            entries = [entry(ZOE, op_id=op_id("late"), answer=lambda _: {"by": ZOE})]
+            worth = Score("zoes-late", UserId(ZOE), "name:squat", {"weight": 200.0})
+            entries[0] = entries[0]._replace(scores=[worth], members=[Member(ZOE, "owner", NAME)])
+            late = record(b"left knee hurts", *entries, doc=name, owner_id=ZOE)
+            draft = mongo_log.draft(late, [()], Stored(last.pos + 1), last.listed_at)
+            await cluster.erase()
+            with pytest.raises(NotFound):
+                await store.persist(name, [(last.pos + 1, draft)])
+            # It had looked before, and wrote after.
+            found = AsyncMock(side_effect=[last, NotFound("deleted")])
+            store._last = found  # type: ignore[method-assign]
+            with pytest.raises(NotFound):
+                await store.persist(name, [(last.pos + 1, draft)])
+    assert await cluster.found() == {}
 
 
 # -- several instances ------------------------------------------------------------------------
