@@ -491,26 +491,56 @@ class RoomHub:
     def _on_appended(self, live: LiveRoom, batch: Batch, append: asyncio.Future[Stored]) -> None:
         try:
             stored = append.result()
+        except (Exception, asyncio.CancelledError) as exc:
+            live.append = None
+            if live.is_dropped:
+                self._refuse(live, exc)
+            else:
+                self._drop(live, exc)
+            return
+        count = len(batch.changes)
+        try:
             if live.incoming:
                 self._take_in_until(live, stored.seq)
-            if live.is_dropped:
-                return  # given up meanwhile; whoever waited has been told that it is not known
+            if live.is_dropped:  # what is read anew has it
+                self._acknowledge(live, count, stored)
+                return
             commit = live.room.commit(batch, stored)
-        except (Exception, asyncio.CancelledError) as exc:
+        except Exception as exc:
             self._drop(live, exc)
+            self._acknowledge(live, count, stored)
             return
         self._failures.pop(live.name, None)
-        count = len(batch.changes)
-        done, live.waiters = live.waiters[:count], live.waiters[count:]
         self._show(commit)
-        for index, waiter in enumerate(done):
-            if not waiter.done():
-                waiter.set_result(stored.of(index))
+        self._acknowledge(live, count, stored)
         if live.incoming:
             behind, live.incoming = live.incoming, []
             self._take_in(live, behind)
         if not live.is_dropped:
             self._append(live)
+
+    @staticmethod
+    def _acknowledge(live: LiveRoom, count: int, stored: Stored) -> None:
+        """Tell the first of those who wait that their changes are durable."""
+        done, live.waiters = live.waiters[:count], live.waiters[count:]
+        for index, waiter in enumerate(done):
+            if not waiter.done():
+                waiter.set_result(stored.of(index))
+
+    @staticmethod
+    def _refuse(live: LiveRoom, cause: BaseException, after: int = 0) -> None:
+        """Tell those who wait, but for the first so many, that their changes are not stored, or
+        that nobody knows."""
+        error = (
+            cause
+            if isinstance(cause, _TOLD)
+            else Unavailable("the change could not be stored", retry_after_ms=1_000)
+        )
+        waiters, live.waiters = live.waiters[after:], live.waiters[:after]
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()  # a Yjs client that asked for no ack has nobody waiting here
 
     def _show(self, commit: Committed) -> None:
         try:
@@ -530,22 +560,15 @@ class RoomHub:
         live.is_dropped = True
         if not isinstance(cause, _TOLD):
             log.error("append failed", exc_info=cause, extra={"document": str(live.name)})
+        # What is being stored is answered when that is known.
+        in_flight = live.room.in_flight if isinstance(live.append, asyncio.Future) else 0
         if isinstance(live.append, asyncio.Handle):
             live.append.cancel()
         live.append = None
         live.incoming.clear()
-        waiters, live.waiters = live.waiters, []
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
-        error = (
-            cause
-            if isinstance(cause, _TOLD)
-            else Unavailable("the change could not be stored", retry_after_ms=1_000)
-        )
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
-                waiter.exception()  # a Yjs client that asked for no ack has nobody waiting here
+        self._refuse(live, cause, after=in_flight)
         orphan = self._orphans.get(live.name)
         if orphan is not None:  # it is still being moved, and takes these along
             for connection in live.connections.values():
@@ -624,7 +647,7 @@ class RoomHub:
     def outdated(self, doc: DocName, reason: str) -> None:
         live = self._rooms.get(doc)
         if live is not None:
-            self._drop(live, Unavailable("the document is being read again"), reason=reason)
+            self._drop(live, Outdated(), reason=reason)
 
     def guest_came(
         self, doc: DocName, instance: str, connection_id: ConnectionId, guest: Guest

@@ -92,6 +92,7 @@ class Append(NamedTuple):
     `summary` is the document's summary if it is another one than before. `status_seen` is set by a
     change of the document's status: the last position that was known when it was planned. If
     somebody else's change of the status stands behind that, a store that several share refuses.
+    `updates` are what `update` was merged of, each entry's own.
     """
 
     doc: DocName
@@ -100,6 +101,7 @@ class Append(NamedTuple):
     summary: Summary | None = None
     creates: bool = False
     status_seen: int | None = None
+    updates: Sequence[bytes | None] = ()
 
 
 class Foreign(NamedTuple):

@@ -220,6 +220,11 @@ class Room:
         """Whether all that was admitted is durable."""
         return not self._waiting and self._in_flight is None
 
+    @property
+    def in_flight(self) -> int:
+        """How many changes are on their way into the log."""
+        return len(self._in_flight.changes) if self._in_flight is not None else 0
+
     # -- changes in -------------------------------------------------------------------------
 
     def admit(self, update: bytes, author: Author, at_ms: int, rights: Right) -> Change | None:
@@ -461,6 +466,7 @@ class Room:
                 (change.planned_at for change in changes if ("meta", "status") in change.delta),
                 default=None,
             ),
+            updates=tuple(change.update for change in changes),
         )
         self._in_flight = Batch(append, changes)
         return self._in_flight

@@ -214,6 +214,11 @@ class Bus:
     def is_deaf(self) -> bool:
         return self.deaf_s > self._deaf_after_s
 
+    def hear_of(self, instance: str) -> None:
+        """Another instance has said something on some channel. Who does so is there, and will be
+        missed, even if none of its heartbeats has come yet."""
+        self._peers[instance] = time.monotonic()
+
     @property
     def peers(self) -> Mapping[str, float]:
         """The other instances, and when they were heard last (`time.monotonic`)."""
@@ -382,7 +387,7 @@ class Bus:
                 if instance == self._instance:
                     self._hear_our_own()
                 else:
-                    self._peers[instance] = time.monotonic()
+                    self.hear_of(instance)
                     self._call("about a peer", self._on_peer, instance, state)
             case [1, "b", str(instance)]:
                 self._lose(instance)

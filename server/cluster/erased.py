@@ -16,6 +16,7 @@ from crdt.ports import SERVER
 from crdt.replica import EMPTY_UPDATE, Put, Remove, Replica, Write
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from crdt.screen import blocks
+from server.cluster.record import without_parts
 from server.storage import mongo_log
 from server.storage.mongo import MongoStore
 
@@ -49,7 +50,7 @@ class Erased:
                 entry.pop("answer", None)
             entries.append(entry)
         made = {
-            **draft,
+            **without_parts(draft),
             "entries": entries,
             "ops": [op for op in draft.get("ops", ()) if op != _op_of(draft, user_id, op)],
             "members": [m for m in draft.get("members", ()) if m["user_id"] != user_id],

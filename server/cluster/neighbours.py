@@ -66,6 +66,7 @@ class ClusterNeighbours:
     Args:
         instance: what this one is called.
         persisted: called with (channel, epoch, position) when a log is known to be in MongoDB.
+        hear_of: called with another instance whenever it says something.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class ClusterNeighbours:
         sealer: Sealer,
         instance: str,
         persisted: Callable[[str, str, int], None],
+        hear_of: Callable[[str], None],
     ) -> None:
         self._log = redis_log
         self._sealer = sealer
         self._instance = instance
         self._persisted = persisted
+        self._hear_of = hear_of
         self._queue: deque[tuple[DocName | None, list[Any]]] = deque(maxlen=MAX_QUEUE)
         self._revoked: deque[Revocation] = deque(maxlen=MAX_REVOKED)
         """The last ones that were made here, in case the others have not heard."""
@@ -203,6 +206,7 @@ class ClusterNeighbours:
             return
         if instance == self._instance:
             return
+        self._hear_of(str(instance))
         try:
             if doc is not None:
                 self._heard_of_room(instance, doc, what, rest)

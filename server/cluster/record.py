@@ -3,13 +3,14 @@ what it says to a room."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from crdt.access import Member
-from crdt.ids import DocName, UserId
-from crdt.ports import Foreign, Loaded
+from crdt.ids import DocKind, DocName, UserId
+from crdt.ports import SERVER, Append, Foreign, Loaded
+from crdt.repeated import take_back
 from server.cluster.envelope import Malformed, Sealer
 from server.cluster.log import Record
 from server.storage import mongo_log
@@ -47,6 +48,84 @@ def answers_in(draft: Mapping[str, Any]) -> dict[str, bytes]:
         for entry in draft["entries"]
         if "answer" in entry
     }
+
+
+MAX_PARTS_BYTES = mongo_log.MAX_RECORD_BYTES // 8
+"""A record that is larger than this does without `parts`."""
+
+
+def with_parts(draft: dict[str, Any], batch: Append) -> dict[str, Any]:
+    """A draft that can be told apart again: what each entry has brought stands in `parts`, as long
+    as the record waits in the spool."""
+    size_bytes = sum(len(update or b"") for update in batch.updates)
+    if len(batch.entries) < 2 or size_bytes > MAX_PARTS_BYTES:
+        return draft
+    parts = [
+        {"yjs": update, "members": [mongo_log.of_member(member) for member in entry.members]}
+        for entry, update in zip(batch.entries, batch.updates, strict=True)
+    ]
+    return {**draft, "parts": parts}
+
+
+def without_parts(draft: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in draft.items() if name != "parts"}
+
+
+def without_answers(draft: Mapping[str, Any], repeated: Collection[str]) -> dict[str, Any]:
+    """The draft of a record, some of whose operations were answered elsewhere, too: those answers
+    are not in it."""
+    made = without_parts(draft)
+    made["entries"] = [
+        {name: value for name, value in entry.items() if name != "answer"}
+        if _key(entry) in repeated
+        else entry
+        for entry in draft["entries"]
+    ]
+    made["ops"] = [op for op in draft.get("ops", ()) if op not in repeated]
+    return _without_empty(made, "ops")
+
+
+def taken_back(
+    draft: Mapping[str, Any], repeated: Collection[str], shared: Iterable[bytes]
+) -> dict[str, Any]:
+    """The draft of a record that leaves nothing behind of some of its operations, because they
+    were carried out elsewhere, too. Who did what stays in it; those answers do not.
+
+    Args:
+        repeated: the keys of the answers to these operations.
+        shared: the document as the shared log has it, as Yjs updates.
+
+    Raises:
+        Invalid, Unsynced: the record does not go with that document.
+    """
+    made = without_answers(draft, repeated)
+    is_repeated = [_key(entry) in repeated for entry in draft["entries"]]
+    if "parts" in draft:
+        parts = list(zip(draft["parts"], is_repeated, strict=True))
+    elif all(is_repeated):
+        parts = [({"yjs": draft.get("yjs"), "members": ()}, True)]
+    else:
+        return made  # it cannot be told apart
+    made["members"] = [row for part, is_gone in parts if not is_gone for row in part["members"]]
+    if all(is_repeated):
+        made.pop("summary", None)
+    changes = [(part["yjs"], is_gone) for part, is_gone in parts if part["yjs"] is not None]
+    if changes:
+        update, client_id = take_back(DocKind(draft["kind"]), shared, changes)
+        made |= {"yjs": update, "crc": mongo_log.checksum(update)}
+        made["client_ids"] = [*draft.get("client_ids", ()), [client_id, SERVER]]
+    return _without_empty(made, "members")
+
+
+def _without_empty(draft: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a record does not have is not in it."""
+    if not draft[name]:
+        del draft[name]
+    return draft
+
+
+def _key(entry: Mapping[str, Any]) -> str:
+    return mongo_log.key(entry["user_id"], entry["op_id"])
 
 
 def foreign_of(draft: Mapping[str, Any], pos: int) -> Foreign:

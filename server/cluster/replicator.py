@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from crdt.errors import Conflict, NotFound, Outdated, Unavailable
+from crdt.errors import Conflict, Invalid, NotFound, Outdated, Unavailable, Unsynced
 from crdt.ids import DocName
 from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
 from crdt.records import Award
@@ -53,7 +53,11 @@ from server.cluster.record import (
     foreign_of,
     open_record,
     seal_record,
+    taken_back,
+    with_parts,
     with_records,
+    without_answers,
+    without_parts,
 )
 from server.cluster.tasks import end
 from server.storage import mongo_log
@@ -575,7 +579,8 @@ class Replicator:
             durability="local"
         )
         draft = mongo_log.draft(batch, by_entry, stored, hosted.listed_at)
-        await self._spool.append(hosted.doc, self._origin, n, mongo_log.pack(draft))
+        record = mongo_log.pack(with_parts(draft, batch))
+        await self._spool.append(hosted.doc, self._origin, n, record)
         hosted.local += 1
         hosted.is_behind = True
         hosted.given |= _prizes(stored.awards)
@@ -704,22 +709,18 @@ class Replicator:
             self._inlet.renumbered(hosted.doc, hosted.pos)
         return True
 
-    async def _put_late(self, hosted: _Hosted, held: _Held, draft: Mapping[str, Any]) -> None:
-        """Append a record that was acked before. It goes in even if its operation was carried out
-        elsewhere since, while neither knew of the other; what that was answered stands."""
-        try:
-            await self._put(hosted, held, answers=answers_in(draft))
-        except Repeated:
-            await self._put(hosted, held)
-
     async def _put_again(self, hosted: _Hosted, held: _Held) -> None:
-        """Append a record of another epoch."""
+        """Append a record of another epoch. It goes in even if its operation was carried out
+        elsewhere since, while neither knew of the other; what that was answered stands."""
         found = open_record(self._sealer, hosted.doc, Record(*held))
         draft = await self._erased.cleaned(hosted.doc, found)
         if draft is not found:
             data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
             held = held._replace(data=data)
-        await self._put_late(hosted, held, draft)
+        try:
+            await self._put(hosted, held, answers=answers_in(draft))
+        except Repeated:
+            await self._put(hosted, held)
         if draft.get("scores"):  # the books are gone as well; what was won is in the record
             scored = [mongo_log.scored_by(draft)]
             await self._books.judge(str(hosted.doc), scored, origin=held.origin)
@@ -941,18 +942,65 @@ class Replicator:
         while spooled := await self._spool.first(hosted.doc):
             for one in spooled:
                 found = mongo_log.unpack(one.record)
-                draft = dict(await self._erased.cleaned(hosted.doc, found))
+                cleaned = await self._erased.cleaned(hosted.doc, found)
+                draft = dict(cleaned)
                 awards = await self._judge_late(hosted, one.origin, draft)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                data = seal_record(self._sealer, hosted.doc, one.origin, one.n, draft)
-                await self._put_late(hosted, _Held(0, one.origin, one.n, data), draft)
+                is_whole = await self._put_late(hosted, one, draft)
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
                 if awards and self._inlet is not None:
                     self._inlet.awarded(hosted.doc, mongo_log.by_set(awards))
                 for key in answers_in(draft):
                     hosted.answers.pop(key, None)
+                if not is_whole or cleaned is not found:
+                    # The room has what the log has not.
+                    self._give_up(hosted, "repeated" if cleaned is found else "erased")
+
+    async def _put_late(self, hosted: _Hosted, one: Spooled, draft: dict[str, Any]) -> bool:
+        """Append a record that was acked before.
+
+        Returns: whether it is in the log as it is. An operation of it may have been carried out
+            elsewhere since, while neither knew of the other: that one stands, and ours is taken
+            back as it goes in.
+        """
+        place = hosted.doc, one.origin, one.n
+        repeated: set[str] = set()
+        made = without_parts(draft)
+        while True:
+            held = _Held(0, one.origin, one.n, seal_record(self._sealer, *place, made))
+            try:
+                await self._put(hosted, held, answers=answers_in(made))
+            except Repeated as exc:
+                repeated |= {exc.key, *await self._answered(hosted.doc, answers_in(made))}
+                shared = await self._shared(hosted.doc)
+                try:
+                    made = taken_back(draft, repeated, shared)
+                except (Invalid, Unsynced):
+                    log.exception("what was done twice stays", extra={"document": str(hosted.doc)})
+                    made = without_answers(draft, repeated)
+            else:
+                return not repeated
+
+    async def _answered(self, doc: DocName, keys: Iterable[str]) -> list[str]:
+        """Which of these operations the shared log has answered."""
+        return [key for key in keys if await self._log.answer(doc, key) is not None]
+
+    async def _shared(self, doc: DocName) -> Sequence[bytes]:
+        """The document as all have it who are not cut off, as Yjs updates."""
+        for _ in range(LOAD_ATTEMPTS):
+            await self._mover.move(doc)
+            last, loaded = await self._store.last(doc), await self._store.load(doc)
+            if last is None or loaded is None:
+                break
+            records = [record async for record in self._read_on(doc, last.pos)]
+            if last != await self._store.last(doc):
+                continue  # moved on meanwhile, and maybe trimmed
+            opened = [foreign_of(open_record(self._sealer, doc, r), r.pos) for r in records]
+            loaded = with_records(loaded, opened)
+            return [*filter(None, [loaded.snapshot]), *loaded.updates]
+        raise Unavailable(f"{doc} cannot be read now", retry_after_ms=500)
 
     async def _judge_late(
         self, hosted: _Hosted, origin: str, draft: Mapping[str, Any]

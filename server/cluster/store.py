@@ -106,7 +106,13 @@ class ClusterStore:
             origin=instance,
             max_tails_bytes=max_backlog_bytes,
         )
-        self.neighbours = ClusterNeighbours(self._log, sealer, instance, self._replicator.persisted)
+        self.neighbours = ClusterNeighbours(
+            self._log,
+            sealer,
+            instance,
+            persisted=self._replicator.persisted,
+            hear_of=self._bus.hear_of,
+        )
         self._worker = (
             Worker(self._mover, self._log, store, consumer=instance, compact_after=compact_after)
             if embedded_worker

@@ -122,7 +122,7 @@ def draft(
     """
     follows: dict[str, Any] = {
         "summary": None if batch.summary is None else _of_summary(batch.summary),
-        "members": [_of_member(member) for entry in batch.entries for member in entry.members],
+        "members": [of_member(member) for entry in batch.entries for member in entry.members],
         "scores": _of_scores(batch.entries),
         "awards": [of_award(award) for won in by_entry for award in won],
         "client_ids": [list(bound) for entry in batch.entries for bound in entry.client_ids],
@@ -399,7 +399,7 @@ def ended_by(record: Record) -> str | None:
     return str(summary["owner_id"]) if summary and has_ended else None
 
 
-def _of_member(member: Member) -> dict[str, Any]:
+def of_member(member: Member) -> dict[str, Any]:
     return {"user_id": member.user_id, "role": member.role, "name": member.name}
 
 

@@ -12,7 +12,7 @@ import pytest
 from crdt import ids
 from crdt.access import User
 from crdt.elsewhere import Elsewhere, Guest
-from crdt.errors import Unavailable
+from crdt.errors import Outdated, Unavailable
 from crdt.ids import ConnectionId, DocName, UserId
 from crdt.ports import Foreign
 from crdt.replica import Put
@@ -145,6 +145,39 @@ async def test_who_gets_events_is_told_what_happened_while_the_log_was_lost(
     await until(lambda: bench.outlet.named("workout:set:completed"))
     assert bench.outlet.resets == [(LEG_DAY, "gap")]
     await elsewhere.close()
+
+
+async def test_what_is_being_stored_when_a_room_is_given_up_is_answered_when_that_is_known(
+    shared: Shared,
+) -> None:
+    bench, _ = shared
+    gate, reading = bench.store.hold("append"), bench.store.hold("load")
+    stored, later = (asyncio.create_task(bench.edit(Put(("meta", "title"), t))) for t in "ab")
+    await until(lambda: bench.store.calls["append"] == 2)  # the first one made the workout
+    waiting = asyncio.create_task(bench.edit(Put(("meta", "title"), "c")))
+    await asyncio.sleep(0)
+    bench.hub.outdated(LEG_DAY, "gap")
+    with pytest.raises(Outdated):
+        await waiting
+    gate.set()
+    assert (await stored)["seq"] == (await later)["seq"]
+    reading.set()
+    async with bench.room() as again:
+        assert again.room.view["meta"]["title"] == "b"
+
+
+async def test_what_cannot_be_stored_after_its_room_was_given_up_is_refused(
+    shared: Shared,
+) -> None:
+    bench, _ = shared
+    gate = bench.store.hold("append")
+    bench.store.fail("append", Unavailable("the disk is full"))
+    edit = asyncio.create_task(bench.edit(Put(("meta", "title"), "a")))
+    await until(lambda: bench.store.calls["append"] == 2)
+    bench.hub.outdated(LEG_DAY, "gap")
+    gate.set()
+    with pytest.raises(Unavailable, match="the disk is full"):
+        await edit
 
 
 async def test_a_room_stays_until_its_log_is_where_it_lasts(shared: Shared) -> None:
