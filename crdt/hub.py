@@ -413,16 +413,28 @@ class RoomHub:
             Unavailable: it was not done, or not to its end.
         """
         async with self.lease(name) as live:
-            self._demand_open(live)
-            part, changes = live.room.erase(user_id, self._clock.now_ms())
-            await asyncio.gather(*[self._enqueue(live, change) for change in changes])
-            if live.is_dropped:
-                raise Outdated
-            live.room.forget(user_id, {*part.sets, *sets})
-            for _ in range(COMPACTION_ATTEMPTS):
+            part: Part | None = None
+            keys = set(sets)
+            for attempt in range(COMPACTION_ATTEMPTS):
+                # A snapshot that somebody else has made since may hold the keys. Ours takes its
+                # place only from further on, so there has to be something new.
+                if part is None or live.room.snapshot_seq >= live.room.seq:
+                    found = await self._take_out(live, user_id)
+                    part = part or found
+                    keys.update(found.sets)
+                live.room.forget(user_id, keys)
                 if await self._compacted(live.room):
                     return part
+                await asyncio.sleep(attempt * FIRST_RETRY_S)
         raise Unavailable(f"{name} changes too fast to be rewritten", retry_after_ms=500)
+
+    async def _take_out(self, live: LiveRoom, user_id: UserId) -> Part:
+        self._demand_open(live)
+        part, changes = live.room.erase(user_id, self._clock.now_ms())
+        await asyncio.gather(*[self._enqueue(live, change) for change in changes])
+        if live.is_dropped:
+            raise Outdated
+        return part
 
     async def close_for_all(self, name: DocName) -> None:
         """Put everybody out of a document, for good. Who is there sees it as ordinary changes.

@@ -18,6 +18,7 @@ from handlers import REGISTRY
 from handlers.context import Services
 from server import http, http_rules, limits
 from server.auth import Authenticator
+from server.cluster.tasks import end
 from server.erasure import Eraser
 from server.gateway import Gateway
 from server.health import Health
@@ -189,9 +190,7 @@ async def _erasing(app: web.Application) -> AsyncIterator[None]:
     )
     watching = asyncio.create_task(eraser.watch(), name="erasures")
     yield
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    await end(watching)
 
 
 async def _drain(app: web.Application) -> None:

@@ -570,7 +570,7 @@ async def test_something_wrong_with_one_document_stops_no_other(
         await log.announce([LEG_DAY, PULL_DAY])
 
         async def is_moved() -> bool:
-            is_done = worker.backlog.failures > 0 and worker.backlog.waiting <= 1
+            is_done = worker.backlog.failures > 0 and not worker.backlog.waiting
             return is_done and await store.load(PULL_DAY) is not None
 
         await until(is_moved)
