@@ -14,6 +14,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
+from crdt.errors import Unavailable
 from crdt.ids import UserId
 from server import logs
 from server.app import PARTS, create_app
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "erase":
             return _erase(settings, arguments)
         return uvloop.run(serve(settings))
-    except (SettingsError, StorageError) as exc:
+    except (SettingsError, StorageError, Unavailable) as exc:
         print(f"repsync: {exc}", file=sys.stderr)
         return EXIT_UNUSABLE
 

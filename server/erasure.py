@@ -112,13 +112,21 @@ class Eraser:
         # The issuer's clock may be ahead of ours. What is in use has been issued, whatever it says.
         until_ms = max(now_ms, self._issued_until_ms(user_id))
         self._refuse(await self._store.begin_erasure(user_id, until_ms))
+        errors: dict[DocName, RepSyncError] = {}
         for number in range(PASSES):
             if number:
                 await asyncio.sleep(self._store.settles_after_s)
             for doc in await self._store.documents_of(user_id):
-                counts.update(await self._erase_in(doc, user_id))
+                # One that cannot be read keeps nothing else from being erased.
+                try:
+                    counts.update(await self._erase_in(doc, user_id))
+                    errors.pop(doc, None)
+                except RepSyncError as exc:
+                    errors[doc] = exc
                 await self._store.note_erasure(erasure_id, dict(counts), None)
             counts.update(await self._store.forget(user_id))
+        for error in errors.values():
+            raise error
         for name, count in list(counts.items()):
             if not count:
                 del counts[name]

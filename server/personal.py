@@ -200,25 +200,21 @@ async def erase(settings: Settings, user_id: UserId, *, is_dry_run: bool, timeou
                     return _incomplete(request.error)
                 await asyncio.sleep(POLL_EVERY_S)
                 continue
-            report = await _erase_here(settings, store, user_id)
-            _print({"erased": True, **report})
-            return 0
+            return await _erase_here(store, user_id)
     finally:
         if request is not None:
             request.close()
 
 
-async def _erase_here(settings: Settings, store: SqliteStore, user_id: UserId) -> dict[str, Any]:
+async def _erase_here(store: SqliteStore, user_id: UserId) -> int:
     hub = RoomHub(store, Nobody(), WallClock(), idle_timeout_s=0.0)
     try:
         eraser = Eraser(store, hub, WallClock())
-        report: dict[str, Any] = {}
         asked = await eraser.ask(user_id)
-        for one in await store.erasures():  # and what others have left
-            done = await eraser.carry_out(one)
-            if one.id == asked.id:
-                report = done
-        return report
+        _print({"erased": True, **await eraser.carry_out(asked)})
+        return 0
+    except RepSyncError as exc:
+        return _incomplete(str(exc))
     finally:
         await hub.close()
         await store.close()

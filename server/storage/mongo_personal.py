@@ -165,6 +165,8 @@ def _revocations_of(user_id: UserId) -> dict[str, Any]:
 
 async def begin_erasure(db: Database, user_id: UserId, issued_until_ms: int) -> Revocation:
     id_ = hidden(await _make_salt(db), user_id)
+    ended = {"_id": id_, "done_at_ms": {"$gt": 0}}
+    await db["erasures"].update_one(ended, {"$set": {"report": {}}})
     await db["erasures"].update_one(
         {"_id": id_},
         {

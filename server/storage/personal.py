@@ -133,7 +133,7 @@ def begin_erasure(db: sqlite3.Connection, user_id: UserId, issued_until_ms: int)
     db.execute(
         "INSERT INTO erasures VALUES (?, ?, ?, NULL, '{}', NULL) ON CONFLICT DO UPDATE SET"
         " user_id = excluded.user_id, issued_until = max(issued_until, excluded.issued_until),"
-        " done_at = NULL",
+        " report = iif(done_at IS NULL, report, '{}'), done_at = NULL",
         (id_, user_id, issued_until_ms),
     )
     (until_ms,) = db.execute("SELECT issued_until FROM erasures WHERE id = ?", (id_,)).fetchone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -19,7 +20,7 @@ import pytest
 
 from crdt import ids
 from crdt.access import Member
-from crdt.errors import NotFound, Outdated
+from crdt.errors import NotFound, Outdated, Unavailable
 from crdt.ids import UserId
 from crdt.ports import Stored
 from crdt.records import Score
@@ -27,6 +28,7 @@ from server import personal
 from server.replay.devices import CallFailed, EventClient, Refused
 from server.settings import Settings
 from server.storage import mongo_log
+from server.storage.sqlite import SqliteStore
 from tests.contracts.update_store import record
 from tests.helpers.mongo_servers import opening
 from tests.helpers.people import (
@@ -273,6 +275,39 @@ async def test_an_erasure_that_was_interrupted_is_carried_out_by_the_next_server
         await eventually(lambda: store.erasures(), lambda left: not left)
         assert (await store.erasure_of(UserId(ZOE))).report["documents_deleted"] == 2
     assert await place.found() == {}
+
+
+@pytest.mark.parametrize("step", ["bury", "compact", "forget_in", "forget", "end_erasure"])
+async def test_an_erasure_that_died_at_any_step_is_carried_out_when_it_is_asked_for_again(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "data")
+    async with place.running() as server:
+        await train_together(server)
+    with monkeypatch.context() as dying:
+        dying.setattr(SqliteStore, step, AsyncMock(side_effect=Unavailable("the disk is full")))
+        assert await place.erase() == personal.EXIT_INCOMPLETE
+    assert await place.found() != {}
+    assert await place.erase() == 0
+    assert await place.found() == {}
+    async with place.running() as server:
+        ben = await server.events("ben")
+        assert await sets_of(ben) == {"bens-set"}
+
+
+async def test_a_document_that_cannot_be_read_is_told_and_keeps_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path / "data")
+    async with place.running() as server:
+        await train_together(server)
+    with sqlite3.connect(place.folder / "server" / "repsync.db") as db:
+        db.execute("UPDATE log SET crc = 0 WHERE doc = ?", (f"workout:{HERS}",))
+    assert await place.erase() == personal.EXIT_INCOMPLETE
+    assert f"workout:{HERS} is damaged" in json.loads(capsys.readouterr().out)["error"]
+    async with place.running() as server:
+        ben = await server.events("ben")
+        assert await sets_of(ben) == {"bens-set"}
 
 
 async def test_erasing_twice_changes_nothing_more(place: Place) -> None:
