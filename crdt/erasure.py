@@ -11,6 +11,7 @@ Pure: updates in, updates out. `Room.erase` carries it out.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -196,30 +197,33 @@ def _is_typed(block: Block, places: Mapping[tuple[int, int], Place]) -> bool:
 def _places(listed: Iterable[Block]) -> dict[tuple[int, int], Place]:
     """Where each block of a map stands. Only the first one under a key says so, the others refer
     to the one before."""
-    places: dict[tuple[int, int], Place] = {}
-    starts: dict[tuple[int, int], tuple[int, int]] = {}
+    found: dict[tuple[int, int], Place | None] = {}
+    clocks: defaultdict[int, list[int]] = defaultdict(list)
     referring: dict[tuple[int, int], tuple[int, int]] = {}
     for block in listed:
         at = (block.client_id, block.clock)
-        for clock in range(block.clock, block.clock + block.length):
-            starts[block.client_id, clock] = at
-        if block.kind == GAP:
-            continue
-        if block.parent is not None:
-            if block.key is not None:
-                places[at] = (block.parent, block.key)
-        elif (neighbour := block.left or block.right) is not None:
+        clocks[block.client_id].append(block.clock)
+        if block.kind != GAP and (neighbour := block.left or block.right) is not None:
             referring[at] = neighbour
+        else:
+            is_placed = block.parent is not None and block.key is not None
+            found[at] = (block.parent, block.key) if is_placed else None  # type: ignore[assignment]
+    for theirs in clocks.values():
+        theirs.sort()
     for at in referring:
-        trail, here = [], at
-        while here not in places and here in referring:
+        trail: list[tuple[int, int]] = []
+        here = at
+        while here not in found:
+            found[here] = None  # until it is known; a ring would stand nowhere
             trail.append(here)
-            here = starts.get(referring[here], (-1, -1))
-            if here in trail:
-                break
-        if (found := places.get(here)) is not None:
-            places.update(dict.fromkeys(trail, found))
-    return places
+            client_id, clock = referring[here]
+            index = bisect_right(clocks.get(client_id, []), clock)
+            if not index:
+                break  # it refers to something that is not here
+            here = (client_id, clocks[client_id][index - 1])
+        if (place := found.get(here)) is not None:
+            found.update(dict.fromkeys(trail, place))
+    return {at: place for at, place in found.items() if place is not None}
 
 
 def _deleting(doomed: Iterable[Block]) -> bytes:

@@ -24,7 +24,7 @@ from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
 from crdt.erasure import Part
-from crdt.errors import Conflict, NotFound, Outdated, RoomFull, TooLarge, Unavailable
+from crdt.errors import Conflict, Gone, NotFound, Outdated, RoomFull, TooLarge, Unavailable
 from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
@@ -51,7 +51,7 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 CLOSE_TIMEOUT_S = 5.0
 COMPACTION_ATTEMPTS = 10
 
-_TOLD = (Conflict, NotFound, TooLarge, Unavailable)
+_TOLD = (Conflict, Gone, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
 
 
@@ -456,7 +456,7 @@ class RoomHub:
         if (loading := self._loading.get(name)) is not None:
             await asyncio.wait([loading])
         if (live := self._rooms.get(name)) is not None:
-            self._drop(live, NotFound(f"there is no {name} any more"))
+            self._drop(live, Gone(name))
 
     async def _outcome(self, live: LiveRoom, change: Change) -> Answer:
         stored = await asyncio.shield(self._enqueue(live, change))
@@ -746,7 +746,7 @@ class RoomHub:
                 await self._shared.persist(name)
             except Unavailable:
                 return False
-            except NotFound:
+            except Gone:
                 return True  # deleted for good, so there is nothing to keep
         return True
 

@@ -224,7 +224,7 @@ class SharedLog(Protocol):
 
         Raises:
             Unavailable: it cannot be done now, the document must stay in memory.
-            NotFound: it was deleted for good.
+            Gone: it was deleted for good.
         """
 
     async def stored(self, doc: DocName) -> Loaded | None:

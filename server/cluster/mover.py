@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from crdt.errors import Invalid, NotFound, Unavailable
+from crdt.errors import Gone, Invalid, Unavailable
 from crdt.ids import DocName
 from crdt.replica import Replica
 from server.cluster.connection import unavailable
@@ -96,7 +96,7 @@ class Mover:
             knows of it.
 
         Raises:
-            NotFound: the document was deleted for good; the stream is gone as well.
+            Gone: the document was deleted for good; the stream is gone as well.
             Unavailable: MongoDB is away. It may have been done in part.
             connection.ERRORS: Redis is.
         """
@@ -107,7 +107,7 @@ class Mover:
         """The same; tells of the snapshot as well."""
         try:
             return await self._advance(doc)
-        except NotFound:
+        except Gone:
             await self._log.drop(doc)
             raise
 
@@ -368,7 +368,7 @@ class Worker:
     async def _do(self, doc: DocName) -> None:
         try:
             progress = await self._mover.advance(doc)
-        except NotFound:
+        except Gone:
             return  # nothing of it is to be moved any more
         if progress is None or doc in self._mover.quarantined or doc in self._incomplete:
             return
@@ -436,7 +436,7 @@ class Worker:
                 continue
             try:
                 has_all = had_all or await self._mover.has_all(doc, head)
-            except NotFound:
+            except Gone:
                 await self._log.drop(doc)
                 continue
             found[doc] = (head, has_all)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from crdt.errors import Conflict, Invalid, NotFound, Outdated, Unavailable, Unsynced
+from crdt.errors import Conflict, Gone, Invalid, NotFound, Outdated, Unavailable, Unsynced
 from crdt.ids import DocName
 from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
 from crdt.records import Award
@@ -394,7 +394,7 @@ class Replicator:
                 await self.persist(hosted.doc)
             except Unavailable:
                 await asyncio.sleep(LAST_RETRY_S)
-            except NotFound:
+            except Gone:
                 self._displace(hosted)
             else:
                 self._displace(hosted)
@@ -658,7 +658,7 @@ class Replicator:
                 self.went_away(exc)
             except Unavailable:
                 self._wake_later(hosted)
-            except NotFound:
+            except Gone:
                 self._give_up(hosted, "deleted")
 
     async def _catch_up(self, hosted: _Hosted) -> bool:
@@ -789,7 +789,7 @@ class Replicator:
 
         Raises:
             Unavailable: it cannot be done now.
-            NotFound: it was deleted for good.
+            Gone: it was deleted for good.
         """
         hosted = self._hosted.get(doc)
         if hosted is None:
@@ -877,7 +877,7 @@ class Replicator:
             async with slots, self._locked(doc):
                 try:
                     await self._heal_one(doc)
-                except NotFound:
+                except Gone:
                     await self._drop(doc)
 
         outcomes = await asyncio.gather(*map(one, docs), return_exceptions=True)

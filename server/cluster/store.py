@@ -27,7 +27,7 @@ from typing import Any
 
 import msgpack
 
-from crdt.errors import NotFound, Unavailable
+from crdt.errors import Gone, Unavailable
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import SERVER, Answer, Append, Durability, Entry, Loaded, Stored, Summary
@@ -276,7 +276,7 @@ class ClusterStore:
         try:
             docs = await self._log.unlisted(user_id)
             for doc in docs:
-                with contextlib.suppress(NotFound):  # deleted meanwhile
+                with contextlib.suppress(Gone):  # deleted meanwhile
                     await self._mover.move(doc)
             await self._log.mark_listed(user_id, docs)
         except AWAY as exc:
@@ -333,7 +333,7 @@ class ClusterStore:
     async def documents_of(self, user_id: UserId) -> Sequence[DocName]:
         with self._shared_log_needed():
             async for doc in self._log.heads():
-                with contextlib.suppress(NotFound):
+                with contextlib.suppress(Gone):
                     await self._mover.move(doc)
         return await self._store.documents_of(user_id)
 

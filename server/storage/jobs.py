@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Member
-from crdt.errors import Conflict, NotFound, Unavailable
+from crdt.errors import Conflict, Gone, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Append, Entry, Loaded, Stored, Summary
 from crdt.records import Award, RecordType, Score
@@ -115,7 +115,7 @@ def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
     if seq is None:
         (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
         if seq is None:
-            raise NotFound(f"there is no {doc}")
+            raise Gone(doc)
         if len(known.last_seqs) >= MAX_KNOWN:
             known.last_seqs.clear()
     if batch.update is not None:
@@ -199,13 +199,13 @@ def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
 
 
 def _demand_not_buried(db: sqlite3.Connection, doc: str) -> None:
-    """Raises NotFound if the document was deleted for good."""
+    """Raises Gone if the document was deleted for good."""
     kept = db.execute("SELECT salt FROM salts WHERE name = 'erasure'").fetchone()
     if kept is None:
         return  # nothing ever was
     id_ = hidden(kept["salt"], doc)
     if db.execute("SELECT 1 FROM tombstones WHERE id = ?", (id_,)).fetchone():
-        raise NotFound(f"{doc} was deleted for good")
+        raise Gone(doc)
 
 
 def _who(entry: Entry) -> dict[str, Any]:

@@ -56,7 +56,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from crdt.access import Member
-from crdt.errors import Conflict, NotFound, TooLarge, Unavailable
+from crdt.errors import Conflict, Gone, NotFound, TooLarge, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
 from crdt.records import Award
@@ -269,7 +269,7 @@ class MongoStore:
         return mongo_log.stored_as(batch, head, by_entry)
 
     async def _exists(self, doc: str) -> bool:
-        """Raises NotFound if it was deleted for good."""
+        """Raises Gone if it was deleted for good."""
         # Its row, or before that is projected its first record.
         only_id = {"_id": True}
         return (
@@ -325,7 +325,7 @@ class MongoStore:
 
         Raises:
             Unavailable: it cannot be read. That is not logged here: who moves tries again.
-            NotFound: it was deleted for good.
+            Gone: it was deleted for good.
         """
         with self._telling("read", quietly=True):
             return await self._last(str(doc))
@@ -360,7 +360,7 @@ class MongoStore:
         Raises:
             Damaged: a record is nothing that MongoDB could hold; those before it may be stored.
             Unavailable: it cannot be written. That is not logged here: who moves tries again.
-            NotFound: the document was deleted for good, and nothing of this is kept.
+            Gone: the document was deleted for good, and nothing of this is kept.
         """
         name = str(doc)
         end, start = 0, 0
@@ -405,7 +405,7 @@ class MongoStore:
             # It may have been deleted since we looked, in another process.
             try:
                 await mongo_personal.demand_not_buried(self._db, doc)
-            except NotFound:
+            except Gone:
                 await mongo_personal.delete(self._db, doc, _scores_in(doc, batch))
                 raise
             if inserted == len(batch):

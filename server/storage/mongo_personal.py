@@ -19,7 +19,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 from crdt.erasure import ERASED, scrubbed
-from crdt.errors import Invalid, NotFound
+from crdt.errors import Gone, Invalid
 from crdt.ids import DocName, UserId
 from crdt.ports import SERVER
 from crdt.revocations import FOR_EVER_MS, Revocation, hidden
@@ -60,10 +60,10 @@ async def _make_salt(db: Database) -> str:
 
 
 async def demand_not_buried(db: Database, doc: str) -> Literal[False]:
-    """Raises NotFound if the document was deleted for good."""
+    """Raises Gone if the document was deleted for good."""
     kept = await salt(db)
     if kept is not None and await db["tombstones"].find_one({"_id": hidden(kept, doc)}):
-        raise NotFound(f"{doc} was deleted for good")
+        raise Gone(doc)
     return False
 
 

@@ -143,7 +143,7 @@ class ErasingStore(ServerStore, PersonalRecords, Protocol):
 
     async def bury(self, doc: DocName) -> None:
         """Delete a document with all that is of it. There will be none of this name again: who
-        makes it or writes to it is told `NotFound`."""
+        makes it or writes to it is told `Gone`."""
 
     async def forget_in(self, doc: DocName, user_id: UserId) -> Counter[str]:
         """Delete what is kept of a person beside a document that goes on, after they were taken

@@ -20,7 +20,7 @@ import pytest
 
 from crdt import ids
 from crdt.access import Member
-from crdt.errors import NotFound, Outdated, Unavailable
+from crdt.errors import Gone, Outdated, Unavailable
 from crdt.ids import UserId
 from crdt.ports import Stored
 from crdt.records import Score
@@ -353,9 +353,9 @@ async def test_a_change_of_a_deleted_document_that_comes_late_is_dropped(place: 
         store = server.parts.store
         late = record(b"left knee hurts", doc=ids.workout(ALONE), owner_id=UserId(ZOE))
         await place.erase()
-        with pytest.raises((NotFound, Outdated)):  # the second: nobody has it open
+        with pytest.raises((Gone, Outdated)):  # the second: nobody has it open
             await store.append(late)
-        with pytest.raises(NotFound):
+        with pytest.raises(Gone):
             await store.append(late._replace(creates=True))
     assert await place.found() == {}
 
@@ -375,12 +375,12 @@ async def test_a_mover_that_slept_through_an_erasure_leaves_nothing(cluster: Pla
             late = record(b"left knee hurts", *entries, doc=name, owner_id=ZOE)
             draft = mongo_log.draft(late, [()], Stored(last.pos + 1), last.listed_at)
             await cluster.erase()
-            with pytest.raises(NotFound):
+            with pytest.raises(Gone):
                 await store.persist(name, [(last.pos + 1, draft)])
             # It had looked before, and wrote after.
-            found = AsyncMock(side_effect=[last, NotFound("deleted")])
+            found = AsyncMock(side_effect=[last, Gone("it")])
             store._last = found  # type: ignore[method-assign]
-            with pytest.raises(NotFound):
+            with pytest.raises(Gone):
                 await store.persist(name, [(last.pos + 1, draft)])
     assert await cluster.found() == {}
 
