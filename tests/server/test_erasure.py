@@ -17,14 +17,19 @@ from uuid import uuid4
 
 import jwt
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from crdt import ids
 from crdt.access import Member
-from crdt.errors import Gone, Outdated, Unavailable
+from crdt.errors import Gone, Outdated, RepSyncError, Unavailable
+from crdt.hub import RoomHub
 from crdt.ids import UserId
 from crdt.ports import Stored
 from crdt.records import Score
+from crdt.replica import Put
 from server import personal
+from server.erasure import Eraser
 from server.replay.devices import CallFailed, EventClient, Refused
 from server.settings import Settings
 from server.storage import mongo_log
@@ -49,7 +54,16 @@ from tests.helpers.people import (
     train_together,
 )
 from tests.helpers.redis_servers import RedisProcess
-from tests.helpers.rooms import entry
+from tests.helpers.replicas import Peer
+from tests.helpers.rooms import (
+    LEG_DAY,
+    FakeClock,
+    RecordingOutlet,
+    author,
+    connection,
+    entry,
+    new_workout,
+)
 from tests.helpers.servers import RunningServer, running_server
 from tests.helpers.tokens import SECRET
 
@@ -73,14 +87,14 @@ class Place:
         return running_server(self.folder / "server", jwt_secret=SECRET, **self.settings)
 
     async def erase(self, user_id: str = ZOE, **options: Any) -> int:
-        settings = Settings(data_dir=self.folder / "server", **self.settings)
+        configured = Settings(data_dir=self.folder / "server", **self.settings)
         arguments = {"is_dry_run": False, "timeout_s": 30.0, **options}
-        return await personal.erase(settings, UserId(user_id), **arguments)
+        return await personal.erase(configured, UserId(user_id), **arguments)
 
     async def exported(self, user_id: str = ZOE) -> dict[str, Any]:
         out = StringIO()
-        settings = Settings(data_dir=self.folder / "server", **self.settings)
-        assert await personal.export(settings, UserId(user_id), out) == 0
+        configured = Settings(data_dir=self.folder / "server", **self.settings)
+        assert await personal.export(configured, UserId(user_id), out) == 0
         written: dict[str, Any] = json.loads(out.getvalue())
         return written
 
@@ -383,6 +397,99 @@ async def test_a_mover_that_slept_through_an_erasure_leaves_nothing(cluster: Pla
             with pytest.raises(Gone):
                 await store.persist(name, [(last.pos + 1, draft)])
     assert await cluster.found() == {}
+
+
+@dataclass
+class Gym:
+    """A hub on a data folder, ana's workout in it, and what she has on her device."""
+
+    folder: Path
+    store: SqliteStore
+    hub: RoomHub
+    sets: set[str] = field(default_factory=set)
+    laptop: Peer = field(default_factory=Peer)
+
+    async def submit(self, update: bytes, who: str) -> None:
+        async with self.hub.lease(LEG_DAY) as live:
+            try:
+                stored = self.hub.submit(live, update, connection(who))
+            except RepSyncError:
+                assert who == ZOE, "what ana does is hers"
+                return
+        await stored
+
+    async def do(self, step: str, number: int) -> None:
+        async with self.hub.lease(LEG_DAY) as live:
+            state, vector = live.room.diff(), live.room.state_vector()
+        match step:
+            case "zoe trains":
+                peer = Peer(state=state)
+                fields = {"user_id": ZOE, "exercise": "squat", "note": "left knee hurts"}
+                await self.submit(peer.put("sets", f"zoes-{number}", fields), ZOE)
+            case "ana trains offline":
+                self.laptop.set(f"anas-{number}", exercise="squat")
+                self.sets.add(f"anas-{number}")
+            case "ana comes back":
+                await self.submit(self.laptop.lacks(vector), "ana")
+                async with self.hub.lease(LEG_DAY) as live:
+                    self.laptop.apply(live.room.diff(self.laptop.vector()))
+            case "ana sends all that she has":
+                await self.submit(self.laptop.lacks(), "ana")
+            case "a snapshot is made":
+                async with self.hub.lease(LEG_DAY) as live:
+                    room = live.room
+                    await self.store.compact(LEG_DAY, state, room.seq, room.snapshot_seq)
+            case "the server restarts":
+                await self.close()
+                self.store = SqliteStore(self.folder)
+                self.hub = RoomHub(self.store, RecordingOutlet(), FakeClock())
+            case "zoe is erased":
+                eraser = Eraser(self.store, self.hub, FakeClock())
+                await eraser.carry_out(await eraser.ask(UserId(ZOE)))
+
+    async def close(self) -> None:
+        await self.hub.close()
+        await self.store.close()
+
+
+GYM_STEPS = (
+    *("zoe trains", "ana trains offline", "ana comes back", "ana sends all that she has"),
+    *("a snapshot is made", "the server restarts", "zoe is erased"),
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=st.lists(st.sampled_from(GYM_STEPS), min_size=3, max_size=12))
+def test_in_whatever_order_things_happen_the_data_folder_holds_nothing_in_the_end(
+    steps: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("gym")
+
+    async def play() -> None:
+        store = SqliteStore(folder)
+        gym = Gym(folder, store, RoomHub(store, RecordingOutlet(), FakeClock()))
+        owner = connection("ana", document=False)
+        made = [*new_workout(), Put(("exercises", "squat"), {"name": "Squat", "order": "a0"})]
+        await gym.hub.create(
+            LEG_DAY, made, owner, "workout:create", op_id=None, answer=lambda shown: shown
+        )
+        async with gym.hub.lease(LEG_DAY) as live:
+            joined = Member(UserId(ZOE), "participant", NAME)
+            await gym.hub.edit(
+                live, [], author("ana"), "test", members=[joined], answer=lambda _: {}
+            )
+        ends = ("zoe trains", "ana comes back", "zoe is erased", "ana sends all that she has")
+        for number, step in enumerate(["zoe trains", "ana comes back", *steps, *ends]):
+            await gym.do(step, number)
+        await gym.do("ana comes back", 99)
+        async with gym.hub.lease(LEG_DAY) as live:
+            assert live.room.view["sets"].keys() == gym.sets
+        await gym.close()
+
+    asyncio.run(play())
+    assert found_in(folder) == {}
 
 
 # -- several instances ------------------------------------------------------------------------
