@@ -341,6 +341,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     # FULL syncs the WAL at every commit: an ack means that the disk has it.
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA busy_timeout = 5000")
+    # What is deleted is overwritten at once, whatever is usual where SQLite was built.
+    db.execute("PRAGMA secure_delete = ON")
     return db
 
 
