@@ -193,9 +193,12 @@ class RoomHub:
 
         Raises:
             RoomFull: there is no seat for it.
+            Outdated: the room has been given up meanwhile.
         """
         if connection.id in live.connections:
             return
+        if live.is_dropped:
+            raise Outdated
         self.demand_seat(live, connection.id)
         is_first = live.enter(connection)
         self._joined.setdefault(connection.id, set()).add(live.name)
@@ -279,16 +282,22 @@ class RoomHub:
         return live.is_idle and live.name not in self._kept
 
     async def _open(self, name: DocName) -> LiveRoom:
-        live = self._rooms.get(name)
-        if live is not None:
-            return live
-        loading = self._loading.get(name)
-        if loading is None:
-            loading = asyncio.create_task(self._load(name), name=f"load {name}")
-            self._loading[name] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(name, None))
-        # One who gives up waiting must not take the load away from the others.
-        return await asyncio.shield(loading)
+        while (live := self._rooms.get(name)) is None:
+            loading = self._loading.get(name)
+            if loading is None or loading.done():
+                loading = asyncio.create_task(self._load(name), name=f"load {name}")
+                self._loading[name] = loading
+                loading.add_done_callback(partial(self._on_loaded, name))
+            # One who gives up waiting must not take the load away from the others. And what has
+            # been loaded may have been given up before we go on.
+            await asyncio.shield(loading)
+        return live
+
+    def _on_loaded(self, name: DocName, loading: asyncio.Task[LiveRoom]) -> None:
+        if self._loading.get(name) is loading:
+            del self._loading[name]
+        if not loading.cancelled():
+            loading.exception()  # those who wait are told
 
     async def freshen(self, name: DocName) -> bool:
         """Bring in what others have written until now.
@@ -606,7 +615,7 @@ class RoomHub:
                             dropped.exit(connection)
                             fresh.enter(connection)
                         self._outlet.reset(dropped.name, reason)
-                        self._show(fresh.room.since(dropped.room.view))
+                        self._show(fresh.room.since(dropped.room))
                     return
                 except NotFound:
                     return  # it was never created

@@ -221,6 +221,11 @@ class Room:
         return not self._waiting and self._in_flight is None
 
     @property
+    def is_spoiled(self) -> bool:
+        """Whether something could not be applied, so that the room must be read again."""
+        return self._replica.spoiled
+
+    @property
     def in_flight(self) -> int:
         """How many changes are on their way into the log."""
         return len(self._in_flight.changes) if self._in_flight is not None else 0
@@ -562,11 +567,12 @@ class Room:
             touches_access=touches_access,
         )
 
-    def since(self, before: View) -> Committed:
-        """What members are to be told who have seen the document like this last.
-
-        Document members sync by themselves; the awards of what was missed are known here.
+    def since(self, other: Room) -> Committed:
+        """What members of another room of the same document are to be told, who have seen it like
+        that last: not all Yjs clients know that they have to sync again. The awards of what was
+        missed are known here.
         """
+        before = other.view
         delta: Delta = {
             (root, key): self._view[root].get(key, GONE)
             for root, items in self._view.items()
@@ -574,7 +580,10 @@ class Room:
             if items.get(key, GONE) != before[root].get(key, GONE)
         }
         events = self._told(before, delta, self.awards)
-        return Committed(self.name, self.seq, None, None, events, True, False)
+        # What an unreadable record has left behind may be anything.
+        missed = self.diff(EMPTY_STATE_VECTOR if other.is_spoiled else other.state_vector())
+        update = None if missed == EMPTY_UPDATE else missed
+        return Committed(self.name, self.seq, update, None, events, True, False)
 
     def award(self, awards: Awards) -> None:
         """Sets have won these records; what they had won before stands."""

@@ -6,7 +6,7 @@ Their blocks stay in the update as gaps, so that what others built on them still
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from crdt import erasure
@@ -20,6 +20,9 @@ from server.cluster.record import without_parts
 from server.storage import mongo_log
 from server.storage.mongo import MongoStore
 
+Shared = Callable[[DocName], Awaitable[Iterable[bytes]]]
+"""A document as Yjs updates."""
+
 
 class Erased:
     """Who was erased, read from the store each time: it is asked seldom.
@@ -30,18 +33,25 @@ class Erased:
     def __init__(self, store: MongoStore) -> None:
         self._store = store
 
-    async def cleaned(self, doc: DocName, draft: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A draft without what was erased since it was made; the same one if nothing was."""
+    async def cleaned(
+        self, doc: DocName, draft: Mapping[str, Any], shared: Shared
+    ) -> Mapping[str, Any]:
+        """A draft without what was erased since it was made; the same one if nothing was.
+
+        Args:
+            shared: reads the document as the shared log has it, with all that stands before the
+                draft.
+        """
         erasures = [r for r in await self._store.revocations(0) if r.kind == "erased"]
         if not erasures:
             return draft
         gone = {id_ for id_ in _named_in(draft) if _is_erased(id_, draft, erasures)}
         for user_id in sorted(gone):
-            draft = await self._without(doc, draft, UserId(user_id))
+            draft = await self._without(doc, draft, UserId(user_id), shared)
         return draft
 
     async def _without(
-        self, doc: DocName, draft: Mapping[str, Any], user_id: UserId
+        self, doc: DocName, draft: Mapping[str, Any], user_id: UserId, shared: Shared
     ) -> Mapping[str, Any]:
         entries = []
         for entry in draft["entries"]:
@@ -70,32 +80,31 @@ class Erased:
             ids = {id_ for id_, whose in draft.get("client_ids", ()) if whose == user_id}
             if is_theirs_alone:
                 ids |= {block.client_id for block in blocks(update)}
-            update = await self._update_without(doc, update, user_id, ids)
+            update = _update_without(doc, await shared(doc), update, user_id, ids)
             made |= {"yjs": update, "crc": mongo_log.checksum(update)}
         return made
 
-    async def _update_without(
-        self, doc: DocName, update: bytes, user_id: UserId, ids: set[int]
-    ) -> bytes:
-        loaded = await self._store.load(doc)
-        replica = Replica(doc.kind, is_watched=True)
-        if loaded is not None:
-            replica.load(*filter(None, (loaded.snapshot, *loaded.updates)))
-        before = replica.state_vector()
-        replica.load(update)
-        part = erasure.part_of(doc.kind, replica.read(), replica.diff(), user_id, ids)
-        writes: list[Write] = [Remove(("sets", id_)) for id_ in part.sets]
-        writes += [Remove(("timers", key)) for key in part.timers]
-        owner_id = replica.read()["meta"].get("owner_id")
-        if owner_id == user_id:
-            writes.append(Put(("meta", "owner_id"), SERVER))
-        replica.write(writes)
-        if part.typed != EMPTY_UPDATE:
-            replica.load(part.typed)
-        sets = {*part.sets, *erasure.sets_in([update], user_id)}
-        keys: dict[str, set[str]] = {"sets": sets, "timers": {user_id}}
-        clean = Replica(doc.kind, erasure.forget_keys(replica.diff(), keys, ids), is_watched=False)
-        return clean.diff(before)
+
+def _update_without(
+    doc: DocName, shared: Iterable[bytes], update: bytes, user_id: UserId, ids: set[int]
+) -> bytes:
+    replica = Replica(doc.kind)
+    replica.load(*shared)
+    before = replica.state_vector()
+    replica.load(update)
+    part = erasure.part_of(doc.kind, replica.read(), replica.diff(), user_id, ids)
+    writes: list[Write] = [Remove(("sets", id_)) for id_ in part.sets]
+    writes += [Remove(("timers", key)) for key in part.timers]
+    owner_id = replica.read()["meta"].get("owner_id")
+    if owner_id == user_id:
+        writes.append(Put(("meta", "owner_id"), SERVER))
+    replica.write(writes)
+    if part.typed != EMPTY_UPDATE:
+        replica.load(part.typed)
+    sets = {*part.sets, *erasure.sets_in([update], user_id)}
+    keys: dict[str, set[str]] = {"sets": sets, "timers": {user_id}}
+    clean = Replica(doc.kind, erasure.forget_keys(replica.diff(), keys, ids), is_watched=False)
+    return clean.diff(before)
 
 
 def _named_in(draft: Mapping[str, Any]) -> set[str]:

@@ -14,7 +14,8 @@ asked may have been done all the same.
 
 Keys, for prefix P and document D (`workout:abc`); what is in braces decides the slot in a cluster:
 `P:{D}:log` stream, `P:{D}:head` hash (`epoch`, `pos`, `created`, `o:ORIGIN` -> `n:pos`, `g:GUARD`
--> `pos:ORIGIN`), `P:{D}:op:KEY` an answer, `P:{D}:bus` the room's channel, `P:all` everybody's.
+-> `pos:ORIGIN`), `P:{D}:op:KEY` an answer, `P:{D}:bus` the room's channel, `P:all` everybody's,
+`P:since` a note that is there as long as nobody has emptied Redis.
 
 **The queue of work** names documents that have records to be moved to MongoDB: `P:work`, a stream
 with one consumer group. A document waits in it once at most (`{P:work}:waiting` is the set of those
@@ -49,6 +50,7 @@ from server.storage import mongo_log
 APPEND, FOUND, RETIRE = Script("append"), Script("found"), Script("retire")
 REFOUND = Script("refound")
 ANNOUNCE, FINISH = Script("announce"), Script("finish")
+SINCE = Script("since")
 
 GROUP = "movers"
 
@@ -146,6 +148,17 @@ class RedisLog:
     async def ping(self) -> None:
         """Ask for a word."""
         await _plain(self._redis.ping())
+
+    async def since(self, *, is_new: bool) -> tuple[str, float]:
+        """A name for what this Redis holds, another one after it was emptied; and how long it has
+        had that, in seconds.
+
+        Args:
+            is_new: whether a Redis that has no name yet has lost nothing.
+        """
+        arguments: list[Argument] = [secrets.token_hex(EPOCH_BYTES), int(is_new)]
+        name, age_ms = await SINCE(self._redis, [f"{self._prefix}:since"], arguments)
+        return name.decode(), int(age_ms) / 1_000
 
     def channel(self, doc: DocName | None) -> str:
         """The name of a room's channel; None for the channel of all instances."""

@@ -22,7 +22,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ from server.cluster.log import (
     Repeated,
     Unfounded,
 )
+from server.cluster.memory import LOOK_EVERY_S, Emptied, RedisMemory
 from server.cluster.mover import Mover
 from server.cluster.record import (
     answers_in,
@@ -133,6 +134,9 @@ class _Hosted:
     may be of others' records."""
     is_behind: bool = False
     """Redis was away: what is appended goes to the spool until this is healed."""
+    is_short: bool = False
+    """Others were first in this epoch, and may have given back what the room lacks: it is to be
+    read again when all have."""
     is_given_up: bool = False
     """The room lacks something of what stands before `pos`, and is being read again."""
     arriving: list[Update] | None = None
@@ -181,7 +185,9 @@ class Replicator:
         self._unmoved: set[DocName] = set()
         """Written to since the workers were told last."""
         self._has_unmoved = asyncio.Event()
+        self._memory = RedisMemory(redis_log, store.is_empty, self.went_away)
         self._wake = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
         self._announcing: asyncio.Task[None] | None = None
         self._healing: asyncio.Task[None] | None = None
         self._chores: set[asyncio.Task[Any]] = set()
@@ -191,11 +197,12 @@ class Replicator:
         self._inlet = inlet
         self._healing = asyncio.create_task(self._heal(), name="shared log")
         self._announcing = asyncio.create_task(self._announce(), name="announcing")
+        self._watching = asyncio.create_task(self._watch(), name="emptying")
         if self._spool.count:
             self._wake.set()
 
     async def close(self) -> None:
-        await end(*self._chores, self._healing, self._announcing)
+        await end(*self._chores, self._healing, self._announcing, self._watching)
         for hosted in list(self._hosted.values()):
             self._displace(hosted)
 
@@ -218,6 +225,14 @@ class Replicator:
     def tails_bytes(self) -> int:
         """What is not known to be in MongoDB, of all documents here."""
         return self._tails_bytes
+
+    async def demand_memory(self) -> None:
+        """Before something is read anew into Redis that it has not: see that it was not emptied.
+
+        Raises: one of `AWAY`.
+        """
+        if not self.is_away:  # else only what is held here is being given back
+            await self._memory.look()
 
     def went_away(self, exc: BaseException) -> None:
         """Redis does not do what it is asked, or not soon enough."""
@@ -283,11 +298,15 @@ class Replicator:
     async def _load(self, hosted: _Hosted, before: _Hosted | None) -> Loaded | None:
         if not self.is_away:
             try:
+                await self._memory.look()
                 if before is not None and before.tail:
                     await self._see_to_tail(before)
                 return await self._load_shared(hosted)
             except AWAY as exc:
                 self.went_away(exc)
+        if self._memory.is_settling:
+            # Others hold what is neither in Redis nor in MongoDB, and are giving it back.
+            raise Unavailable("the shared log is being put together again", retry_after_ms=500)
         # What others have in Redis alone is not here; it comes when that is back.
         last = await self._store.last(hosted.doc)
         loaded = await self._store.load(hosted.doc)
@@ -444,6 +463,7 @@ class Replicator:
         hosted.listed_at = batch.entries[0].at_ms
         try:
             await self._subscribe(doc)
+            await self._memory.look()
             if await self._store.last(doc) is not None:
                 raise Conflict(f"{doc} exists already")
             head = await self._log.found(doc, 0, exists=False)
@@ -497,6 +517,7 @@ class Replicator:
                     is_new=True,
                 )
             except (Unfounded, EpochChanged):
+                await self._memory.look()
                 if not await self._enter_epoch(hosted):
                     raise Outdated from None
                 pos = await self._put(hosted, held, creates=batch.creates, answers=answers)
@@ -666,6 +687,7 @@ class Replicator:
         pos = hosted.pos
         head = await self._log.head(hosted.doc)
         if head is None or head.epoch != hosted.epoch:
+            await self._memory.look()
             return await self._enter_epoch(hosted)
         if head.pos < pos:
             return await self._go_on_after_loss(hosted)
@@ -703,8 +725,11 @@ class Replicator:
                 hosted.epoch = given_up
                 for held in tail[done:]:
                     self._hold(hosted, held)
-        if head.pos != base:
-            return self._give_up(hosted, "failover")  # others were first, and may have more
+        if head.pos != base:  # others were first, and may have more
+            if self._memory.is_settling:
+                hosted.is_short = True
+                return False
+            return self._give_up(hosted, "failover")
         if self._inlet is not None:
             self._inlet.renumbered(hosted.doc, hosted.pos)
         return True
@@ -713,7 +738,7 @@ class Replicator:
         """Append a record of another epoch. It goes in even if its operation was carried out
         elsewhere since, while neither knew of the other; what that was answered stands."""
         found = open_record(self._sealer, hosted.doc, Record(*held))
-        draft = await self._erased.cleaned(hosted.doc, found)
+        draft = await self._erased.cleaned(hosted.doc, found, self._shared)
         if draft is not found:
             data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
             held = held._replace(data=data)
@@ -842,6 +867,8 @@ class Replicator:
             self._wake.clear()
             try:
                 answered_s = await self._ping()
+                with contextlib.suppress(Emptied):  # what is held here is to be given back
+                    await self._memory.look()
                 behind = [hosted.doc for hosted in self._hosted.values() if hosted.is_behind]
                 await self._heal_all({*behind, *self._spool.docs})
             except _NOT_NOW as exc:
@@ -849,7 +876,7 @@ class Replicator:
             except Exception:
                 log.exception("the shared log cannot be caught up with")
             else:
-                if answered_s < SLOW_S:
+                if answered_s < SLOW_S and not self._memory.is_settling:
                     self._is_back()
             if self.is_away or self._spool.count or any(h.is_behind for h in self._hosted.values()):
                 await asyncio.sleep(delay_s)
@@ -857,6 +884,15 @@ class Replicator:
                 self._wake.set()
             else:
                 delay_s = FIRST_RETRY_S
+
+    async def _watch(self) -> None:
+        """Notice within `LOOK_EVERY_S` that Redis was emptied: somebody else may need what is held
+        here, of documents in which nobody writes."""
+        while True:
+            if not self.is_away:
+                with contextlib.suppress(*_NOT_NOW):
+                    await self._memory.look()
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _is_back(self) -> None:
         if self._away_since is not None:
@@ -896,6 +932,8 @@ class Replicator:
                 return  # it is being read
             await self._subscribe(doc)
         is_up = await self._find_place(hosted)
+        if self._memory.is_settling:
+            raise Emptied("what others hold is still to come")
         await self._flush(hosted)
         if not is_open or hosted.is_given_up:
             hosted.is_behind = False
@@ -925,7 +963,7 @@ class Replicator:
         """
         head = await self._log.head(hosted.doc)
         if head is not None and head.epoch == hosted.epoch:
-            return True
+            return not hosted.is_short
         if hosted.epoch is not None or hosted.tail:
             return await self._enter_epoch(hosted)
         last = await self._store.last(hosted.doc)
@@ -940,14 +978,15 @@ class Replicator:
     async def _flush(self, hosted: _Hosted) -> None:
         """Append what is in the spool of this document, oldest first."""
         while spooled := await self._spool.first(hosted.doc):
-            for one in spooled:
-                found = mongo_log.unpack(one.record)
-                cleaned = await self._erased.cleaned(hosted.doc, found)
+            drafts = [mongo_log.unpack(one.record) for one in spooled]
+            known = await self._answered_before(spooled, drafts)
+            for one, found in zip(spooled, drafts, strict=True):
+                cleaned = await self._erased.cleaned(hosted.doc, found, self._shared)
                 draft = dict(cleaned)
                 awards = await self._judge_late(hosted, one.origin, draft)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                is_whole = await self._put_late(hosted, one, draft)
+                is_whole = await self._put_late(hosted, one, draft, known)
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
                 if awards and self._inlet is not None:
@@ -958,30 +997,59 @@ class Replicator:
                     # The room has what the log has not.
                     self._give_up(hosted, "repeated" if cleaned is found else "erased")
 
-    async def _put_late(self, hosted: _Hosted, one: Spooled, draft: dict[str, Any]) -> bool:
+    async def _answered_before(
+        self, spooled: Sequence[Spooled], drafts: Iterable[Mapping[str, Any]]
+    ) -> Mapping[str, tuple[str, int]]:
+        """Which appends have answered operations of these records, as far as Redis may have
+        forgotten that since."""
+        ops = [op for draft in drafts for op in answers_in(draft)]
+        if not ops or self._memory.has_kept(min(one.at_ms for one in spooled)):
+            return {}
+        return await self._store.appends_of(ops)
+
+    async def _put_late(
+        self,
+        hosted: _Hosted,
+        one: Spooled,
+        draft: Mapping[str, Any],
+        known: Mapping[str, tuple[str, int]],
+    ) -> bool:
         """Append a record that was acked before.
+
+        Args:
+            known: which appends have answered operations, as far as MongoDB was asked.
 
         Returns: whether it is in the log as it is. An operation of it may have been carried out
             elsewhere since, while neither knew of the other: that one stands, and ours is taken
             back as it goes in.
         """
-        place = hosted.doc, one.origin, one.n
-        repeated: set[str] = set()
-        made = without_parts(draft)
+        answers = answers_in(draft)
+        if any(known.get(op) == (one.origin, one.n) for op in answers):
+            return True  # it had reached the log before Redis forgot of it, and MongoDB
+        repeated = answers.keys() & known.keys()
         while True:
-            held = _Held(0, one.origin, one.n, seal_record(self._sealer, *place, made))
+            made = await self._told_apart(hosted.doc, draft, repeated)
+            data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
+            held, left = _Held(0, one.origin, one.n, data), answers_in(made)
             try:
-                await self._put(hosted, held, answers=answers_in(made))
+                await self._put(hosted, held, answers=left)
             except Repeated as exc:
-                repeated |= {exc.key, *await self._answered(hosted.doc, answers_in(made))}
-                shared = await self._shared(hosted.doc)
-                try:
-                    made = taken_back(draft, repeated, shared)
-                except (Invalid, Unsynced):
-                    log.exception("what was done twice stays", extra={"document": str(hosted.doc)})
-                    made = without_answers(draft, repeated)
+                repeated |= {exc.key, *await self._answered(hosted.doc, left)}
             else:
                 return not repeated
+
+    async def _told_apart(
+        self, doc: DocName, draft: Mapping[str, Any], repeated: Set[str]
+    ) -> dict[str, Any]:
+        """A record without what some of its operations have done."""
+        if not repeated:
+            return without_parts(draft)
+        shared = await self._shared(doc)
+        try:
+            return taken_back(draft, repeated, shared)
+        except (Invalid, Unsynced):
+            log.exception("what was done twice stays", extra={"document": str(doc)})
+            return without_answers(draft, repeated)
 
     async def _answered(self, doc: DocName, keys: Iterable[str]) -> list[str]:
         """Which of these operations the shared log has answered."""

@@ -195,9 +195,11 @@ class ClusterStore:
 
         Raises:
             Unavailable: it cannot be read, or could not a moment ago: sets wait for this.
+            One of `connection.ERRORS`: Redis was emptied, and others may hold what was won.
         """
         if time.monotonic() < self._no_seed_before_s:
             raise Unavailable("the record books cannot be read now")
+        await self._replicator.demand_memory()
         try:
             async with asyncio.timeout(SEED_TIMEOUT_S):
                 found = await self._store.book(UserId(book.user_id), book.exercise)

@@ -35,7 +35,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -268,6 +268,19 @@ class MongoStore:
         self._remember(doc, Head(record["pos"], record["seq"], head.listed_at))
         return mongo_log.stored_as(batch, head, by_entry)
 
+    async def is_empty(self) -> bool:
+        """Whether there has never been a document.
+
+        Raises:
+            Unavailable: the database cannot say.
+        """
+        only_id = {"_id": True}
+        with self._telling("read"):
+            return (
+                await self._db["documents"].find_one({}, only_id) is None
+                and await self._log.find_one({}, only_id) is None
+            )
+
     async def _exists(self, doc: str) -> bool:
         """Raises Gone if it was deleted for good."""
         # Its row, or before that is projected its first record.
@@ -292,6 +305,7 @@ class MongoStore:
             await self._sweep({"doc": doc})
         row = await self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
         if row is None:
+            await mongo_personal.demand_not_buried(self._db, doc)
             raise NotFound(f"there is no {doc}")
         return self._remember(doc, _head_of(row, last))
 
@@ -442,6 +456,22 @@ class MongoStore:
         self.stats.commits += 1
         self.stats.commit_seconds += time.perf_counter() - started
         return inserted
+
+    async def appends_of(self, ops: Collection[str]) -> dict[str, tuple[str, int]]:
+        """Which append has answered each of these operations (`mongo_log.key`), by `by` of its
+        record; those that are not known are not in it.
+
+        Raises:
+            Unavailable: the database cannot say.
+        """
+        with self._telling("read"):
+            found = self._log.find({"ops": {"$in": list(ops)}}, {"ops": True, "by": True})
+            return {
+                op: (str(origin), int(n))
+                async for row in found
+                for op in row["ops"]
+                for origin, n in [row.get("by", NOBODY)]
+            }
 
     async def book(self, user_id: UserId, exercise: str) -> BookRows:
         """What one user's sets of one exercise are worth, and what they have won.

@@ -18,7 +18,7 @@ from crdt.records import Award
 from crdt.replica import Put, Remove
 from crdt.room import Batch, Room
 from tests.helpers.replicas import Peer, exercise_fields, set_fields
-from tests.helpers.rooms import LEG_DAY, NOW_MS, author, make_room, settle
+from tests.helpers.rooms import LEG_DAY, NOW_MS, author, make_room
 
 ALL = Right.READ | Right.WRITE | Right.MANAGE | Right.RUN
 EXERCISES, SETS, USERS = ("squat", "row"), ("s1", "s2", "s3"), ("ana", "ben")
@@ -232,13 +232,19 @@ def test_who_was_put_out_elsewhere_is_out_here() -> None:
 
 
 def test_what_was_missed_is_told_as_if_it_happened_now() -> None:
-    room = make_room()
-    before = {root: dict(items) for root, items in room.view.items()}
-    room.edit([Put(("sets", "s9"), set_fields(exercise="squat"))], author(), NOW_MS, "test")
-    settle(room)
-    missed = room.since(before)
+    world, here, there = two()
+    client = Peer(state=there.room.diff())
+    done = Put(("sets", "s9"), set_fields(exercise="squat"))
+    world.edit(here, "ana", ("intent", done))
+    world.append(here)
+    world.read(here)
+    missed = here.room.since(there.room)
     assert [event.name for event in missed.events] == ["workout:set:completed"]
-    assert room.since(room.view).events == []
+    assert missed.update is not None
+    client.apply(missed.update)  # who does not know that they have to sync again
+    assert "s9" in client.roots["sets"]
+    nothing = here.room.since(here.room)
+    assert (nothing.events, nothing.update) == ([], None)
 
 
 def test_a_change_of_the_status_names_the_last_position_that_was_seen() -> None:
