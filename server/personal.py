@@ -36,6 +36,8 @@ EXIT_INCOMPLETE = 1
 """The exit code of an erasure that is noted, and has not ended."""
 
 POLL_EVERY_S = 0.2
+IDLE_TIMEOUT_S = 1.0
+"""A room that went the moment it was read would be read again and again."""
 SERVERS_TAKE_IT_WITHIN_S = 6.0
 
 
@@ -152,7 +154,7 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[ErasingStore, RoomH
             store,
             Nobody(),
             WallClock(),
-            idle_timeout_s=0.0,
+            idle_timeout_s=IDLE_TIMEOUT_S,
             shared=cluster,
             neighbours=None if cluster is None else cluster.neighbours,
         )
@@ -207,7 +209,7 @@ async def erase(settings: Settings, user_id: UserId, *, is_dry_run: bool, timeou
 
 
 async def _erase_here(store: SqliteStore, user_id: UserId) -> int:
-    hub = RoomHub(store, Nobody(), WallClock(), idle_timeout_s=0.0)
+    hub = RoomHub(store, Nobody(), WallClock(), idle_timeout_s=IDLE_TIMEOUT_S)
     try:
         eraser = Eraser(store, hub, WallClock())
         asked = await eraser.ask(user_id)
