@@ -7,11 +7,14 @@ RUNS ?= 100000
 VENV := .venv
 PY := $(VENV)/bin/python
 JS := tests/js
+PAGE := dashboard
 # Stamps say which lock is installed; a changed lock is newer than its stamp and is installed again.
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
 FUZZ_STAMP := $(VENV)/.stamp-fuzz
 JS_STAMP := $(JS)/node_modules/.stamp
+CHARTS := $(PAGE)/dist/uPlot.js
+NPM_CI := npm ci --loglevel=error --ignore-scripts --no-audit --no-fund
 
 PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --require-hashes
 # `universal` resolves for every platform and Python from 3.11 on, and lists the hashes of all files.
@@ -28,15 +31,18 @@ REBUILD := rebuild
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt lock clean setup js rebuild
+.PHONY: help run demo test lint fmt lock clean setup js charts rebuild
 # Two installations into one environment must not overlap, so -j has no effect here.
 .NOTPARALLEL:
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 
-run: $(RUN_DEPS) ## Start the server on this machine
-	@$(PY) -m server
+run: $(RUN_DEPS) charts ## Start the server on this machine, with the settings of .env if there is one
+	@before="$$(export -p)"; set -a; [ ! -f .env ] || . ./.env; eval "$$before"; exec $(PY) -m server
+
+demo: $(RUN_DEPS) charts ## Start it with lifters who train, for the page at / to move; ARGS="--pace 2"
+	@$(PY) -m server demo $(ARGS)
 
 test: js setup ## Run the tests; ARGS="-k presence" passes options to pytest
 	@$(PY) -m pytest -n 2 $(ARGS)
@@ -72,7 +78,7 @@ lock: setup ## Write the lock files from pyproject.toml; ARGS=--upgrade takes ne
 		--constraint requirements-dev.txt --output-file requirements-fuzz.txt
 
 clean: ## Remove what was installed and cached; data/ stays
-	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(JS)/node_modules $(PAGE)/node_modules $(PAGE)/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf .fuzz/*/corpus .fuzz/*/log .fuzz/*/last
 	find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -105,7 +111,7 @@ $(FUZZ_STAMP): requirements-fuzz.txt $(DEV_STAMP)
 # The JavaScript clients need Node. On a developer's machine they may be missing, in CI they may not.
 js:
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
-		$(MAKE) --silent --no-print-directory $(JS_STAMP); \
+		$(MAKE) --silent --no-print-directory $(JS_STAMP) $(CHARTS); \
 	elif [ -n "$$CI" ]; then \
 		echo "Node.js with npm was not found: CI must run the JavaScript client tests." >&2; exit 1; \
 	else \
@@ -114,5 +120,17 @@ js:
 
 $(JS_STAMP): $(JS)/package-lock.json
 	@echo "Installing the JavaScript clients into $(JS)/node_modules"
-	@cd $(JS) && npm ci --loglevel=error --ignore-scripts --no-audit --no-fund
+	@cd $(JS) && $(NPM_CI)
 	@touch $@
+
+# The page's chart library. Where it cannot be had the page draws simpler charts.
+charts:
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		$(MAKE) --silent --no-print-directory $(CHARTS) || \
+			echo "The chart library was not installed: the page draws simpler charts."; \
+	fi
+
+# Its smallest file is a plain script; a line is added that makes it a module.
+$(CHARTS): $(PAGE)/package.json $(PAGE)/package-lock.json
+	@echo "Installing the page's chart library into $(PAGE)/dist"
+	@cd $(PAGE) && $(NPM_CI) --fetch-retries=1 && npm run build --silent

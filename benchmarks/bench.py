@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cluster, updates
+from benchmarks import cluster, streams, updates
 from benchmarks.load import FLEET, Y_SOCKET_IO, Result, build, our_options, run_load
 from benchmarks.servers import (
     HERE,
@@ -44,6 +44,8 @@ SEED = OUT / "seed.upd"
 OURS = "repsync"
 CLUSTER = "W8"
 """The workload that has rows of its own: no peer runs as several instances."""
+STREAMS = "W9"
+"""RepSync alone, each run beside one of W3."""
 SEED_SETS = 300
 MAX_P99_MS = 250.0
 """Above this, a rate is too high (W4)."""
@@ -159,6 +161,12 @@ WORKLOADS = {
             *("second_us_per_deliv", "redis_us_per_update", "redis_bytes_per_update", "idle_pct"),
         ),
     ),
+    STREAMS: Workload(
+        "1,000 subscribers of one stream, 10 values/s",
+        *(1, 1_000, 10, 12, 4),
+        (Target("w3_ratio", 1),),
+        columns=("us_per_deliv", "w3_us_per_deliv", "w3_ratio", "value_bytes"),
+    ),
 }
 
 COLUMNS = {
@@ -179,6 +187,9 @@ COLUMNS = {
     "redis_us_per_update": "Redis CPU µs/update",
     "redis_bytes_per_update": "Redis bytes/update",
     "idle_pct": "idle instance % of a core",
+    "w3_us_per_deliv": "W3's beside it",
+    "w3_ratio": "× W3",
+    "value_bytes": "bytes of a value",
 }
 
 
@@ -273,6 +284,13 @@ def measure(
             command = ["node", str(folder / peer.script)]
         server = stack.enter_context(running(command, folder, environment, port, name))
         time.sleep(1)  # let it settle after its start
+        if workload is WORKLOADS[STREAMS]:
+            return streams.measure(
+                *(port, server.pid, documents.token),
+                watchers=workload.members,
+                rate=rate,
+                seconds=duration_s,
+            )
         load = [
             *("--label", name, "--port", str(port), "--pid", str(server.pid), *options),
             *(() if profile is None else ("--notify", str(server.pid))),
@@ -331,6 +349,9 @@ class Bench:
             if code == CLUSTER:
                 self._run_cluster()
                 continue
+            if code == STREAMS:
+                self._run_streams()
+                continue
             if WORKLOADS[code].is_search:
                 for name in self._names:
                     self._keep(code, name, self._search(code, name))
@@ -354,6 +375,15 @@ class Bench:
             )
             for name, result in round_.items():
                 self._keep(CLUSTER, name, result, number)
+
+    def _run_streams(self) -> None:
+        for number in range(self._arguments.runs):
+            beside = self._once("W3", OURS)
+            result = self._once(STREAMS, OURS)
+            if "us_per_deliv" in result and "us_per_deliv" in beside and "fault" not in beside:
+                result["w3_us_per_deliv"] = beside["us_per_deliv"]
+                result["w3_ratio"] = round(result["us_per_deliv"] / beside["us_per_deliv"], 3)
+            self._keep(STREAMS, OURS, result, number)
 
     def _once(self, code: str, name: str, rate: int | None = None) -> Result:
         workload = WORKLOADS[code]
@@ -414,12 +444,17 @@ class Bench:
             lines += ["", f"**{code}**: {workload.title}", ""]
             lines.append("| | " + " | ".join(COLUMNS[key] for key in keys) + " |")
             lines.append("|---|" + "---|" * len(keys))
-            for name in cluster.ROWS if code == CLUSTER else self._names:
+            for name in self._rows(code):
                 cells = [self._cell(code, name, key) for key in keys]
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
             lines.append("")
             lines += [self._verdict(code, target) for target in workload.targets]
         return "\n".join(lines).strip()
+
+    def _rows(self, code: str) -> Sequence[str]:
+        if code == CLUSTER:
+            return cluster.ROWS
+        return [OURS] if code == STREAMS else self._names
 
     def _cell(self, code: str, name: str, key: str) -> str:
         values = self._values(code, name, key)
@@ -454,7 +489,7 @@ class Bench:
         """Where our CPU time goes, by thread and by function, in runs of their own."""
         for code in self._arguments.workloads:
             workload = WORKLOADS[code]
-            if not workload.rate or code == CLUSTER:
+            if not workload.rate or code in (CLUSTER, STREAMS):
                 continue
             path = OUT / f"profile.{code}.json"
             for functions in ("0", "1"):

@@ -90,5 +90,9 @@ def visitor_roles(kind: DocKind, meta: Mapping[str, Any]) -> tuple[str, ...]:
 
 def is_visible(meta: Mapping[str, Any], friends: Collection[str]) -> bool:
     """Whether somebody with these friends may look in without being a member."""
-    visibility = meta.get("visibility")
-    return visibility == "public" or (visibility == "friends" and meta.get("owner_id") in friends)
+    return is_shown(meta.get("visibility"), meta.get("owner_id"), friends)
+
+
+def is_shown(visibility: object, owner_id: object, friends: Collection[str]) -> bool:
+    """The same, of what is known without the document."""
+    return visibility == "public" or (visibility == "friends" and owner_id in friends)

@@ -15,13 +15,17 @@
     ├── RateLimited         rate_limited      yes   after retry_after_ms
     ├── Unsynced            unsynced          yes   after a sync
     └── Unavailable         unavailable       yes   the log cannot be written now
+        ├── Outdated        unavailable       yes   at once: it was planned on what is no longer so
+        └── DocumentDamaged unavailable       yes   not before somebody has mended the document
 
 Each error becomes the same object in an ack, in a connect error and in `sync-rejected`.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field
 
 
 class RepSyncError(Exception):
@@ -146,6 +150,39 @@ class Outdated(Unavailable):
 
     def __init__(self, message: str = "the document is being read again") -> None:
         super().__init__(message, retry_after_ms=100)
+
+
+class DocumentDamaged(Unavailable):
+    """What is stored of one document cannot be read. Others are not affected."""
+
+
+Code = Literal[
+    "unauthenticated",
+    "token_expired",
+    "forbidden",
+    "not_found",
+    "invalid",
+    "conflict",
+    "locked",
+    "room_full",
+    "too_large",
+    "rate_limited",
+    "unsynced",
+    "unavailable",
+    "internal",
+]
+
+
+class ErrorObject(BaseModel):
+    """Why something was refused. The code is stable, the text is for people."""
+
+    code: Code
+    message: str
+    retryable: bool
+    details: Annotated[
+        Any, Field(description="for `invalid` a list of `{path, message}`; else what the code says")
+    ] = None
+    retry_after_ms: Annotated[int, Field(ge=0)] | None = None
 
 
 INTERNAL: dict[str, Any] = {"code": "internal", "message": "internal error", "retryable": True}

@@ -24,7 +24,16 @@ from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
 from crdt.erasure import Part
-from crdt.errors import Conflict, Gone, NotFound, Outdated, RoomFull, TooLarge, Unavailable
+from crdt.errors import (
+    Conflict,
+    DocumentDamaged,
+    Gone,
+    NotFound,
+    Outdated,
+    RoomFull,
+    TooLarge,
+    Unavailable,
+)
 from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
@@ -37,6 +46,7 @@ from crdt.ports import (
     Foreign,
     Loaded,
     Neighbours,
+    Observer,
     Outlet,
     SharedLog,
     Store,
@@ -50,6 +60,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 CLOSE_TIMEOUT_S = 5.0
 COMPACTION_ATTEMPTS = 10
+MAX_DAMAGED = 1_000
 
 _TOLD = (Conflict, Gone, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
@@ -66,6 +77,7 @@ class RoomHub:
         max_room_connections: how many sockets may be in a document's room, of whatever kind.
         shared: the store, if other instances write to it too.
         neighbours: those instances.
+        observer: is told how long appends take, and how long it is until others see a change.
     """
 
     def __init__(
@@ -81,8 +93,10 @@ class RoomHub:
         max_room_connections: int = 2_000,
         shared: SharedLog | None = None,
         neighbours: Neighbours | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._store = store
+        self._observer = observer
         self._shared = shared
         self._neighbours = neighbours
         self._outlet = outlet
@@ -100,6 +114,9 @@ class RoomHub:
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
         self._kept: Counter[DocName] = Counter()
+        self.damaged: dict[DocName, str] = {}
+        """Documents that could not be read when they were opened last, and why: the last
+        `MAX_DAMAGED` of them."""
 
     def __len__(self) -> int:
         return len(self._rooms)
@@ -107,6 +124,12 @@ class RoomHub:
     @property
     def live(self) -> Iterable[LiveRoom]:
         return self._rooms.values()
+
+    @property
+    def oldest_waiting_s(self) -> float:
+        """How long the change has waited that has waited longest for its append; 0 if none does."""
+        since_s = [live.waiting_since_s for live in self._rooms.values() if live.waiters]
+        return time.monotonic() - min(since_s) if since_s else 0.0
 
     # -- opening and leaving ----------------------------------------------------------------
 
@@ -183,10 +206,12 @@ class RoomHub:
         )
         live.leases += 1
         try:
-            return await self._outcome(live, change)
+            made = await self._outcome(live, change)
         finally:
             live.leases -= 1
             self._watch_idle(live)
+        log.info("a document is made", extra={"document": str(name), "user": owner.user.id})
+        return made
 
     def join(self, live: LiveRoom, connection: Connection) -> None:
         """Put a socket into a room; `live` must be leased. Joining twice changes nothing.
@@ -202,6 +227,8 @@ class RoomHub:
         self.demand_seat(live, connection.id)
         is_first = live.enter(connection)
         self._joined.setdefault(connection.id, set()).add(live.name)
+        if not connection.document:  # for a Yjs client its connecting says the same
+            log.info("joined", extra=_facts(live, connection))
         if self._neighbours is not None:
             self._neighbours.joined(live.name, connection.id, connection.user, connection.device)
         self._announce(live, connection.user, "workout:member:joined", changed=is_first)
@@ -236,6 +263,8 @@ class RoomHub:
         if live is None:
             return b""
         connection = live.connections[connection_id]
+        if not connection.document:
+            log.info("left", extra=_facts(live, connection))
         is_last = live.exit(connection)
         self._announce(live, connection.user, "workout:member:left", changed=is_last)
         self._watch_idle(live)
@@ -321,8 +350,13 @@ class RoomHub:
 
     async def _load(self, name: DocName) -> LiveRoom:
         now_s = time.monotonic()
-        loaded = await self._store.load(name)
+        try:
+            loaded = await self._store.load(name)
+        except DocumentDamaged as exc:
+            self._note_damage(name, str(exc))
+            raise
         if loaded is None:
+            self.damaged.pop(name, None)
             raise NotFound(f"there is no {name}")
         try:
             live = self._rooms[name] = LiveRoom(name, self._room(name, loaded))
@@ -331,12 +365,23 @@ class RoomHub:
             log.exception("a document cannot be read", extra={"document": str(name)})
             if self._shared is not None:
                 self._shared.release(name)
-            raise Unavailable(f"{name} is damaged") from exc
+            self._note_damage(name, f"it cannot be read: {type(exc).__name__}")
+            raise DocumentDamaged(f"{name} is damaged") from exc
+        self.damaged.pop(name, None)
         live.fresh_at_s = now_s
+        took_ms = round((time.monotonic() - now_s) * 1_000, 1)
+        told = {"document": str(name), "records": len(loaded.updates), "took_ms": took_ms}
+        log.info("a document is loaded", extra=told)
         if (orphan := self._orphans.get(name)) is not None:
             live.presence, live.elsewhere = orphan.presence, orphan.elsewhere
         self._watch_idle(live)
         return live
+
+    def _note_damage(self, name: DocName, why: str) -> None:
+        self.damaged.pop(name, None)
+        self.damaged[name] = why
+        if len(self.damaged) > MAX_DAMAGED:
+            del self.damaged[next(iter(self.damaged))]
 
     def _room(self, name: DocName, loaded: Loaded | None = None) -> Room:
         return Room(name, loaded, self._limits, is_shared=self._shared is not None)
@@ -363,12 +408,13 @@ class RoomHub:
         Raises:
             Invalid, Unsynced, Forbidden: refused whole.
         """
+        came_in_s = time.perf_counter()
         self._demand_open(live)
         rights = live.room.rights(connection.user)
         change = live.room.admit(update, connection.author(), self._clock.now_ms(), rights)
         if change is None:
             return self._known(live)
-        return self._enqueue(live, change)
+        return self._enqueue(live, came_in_s)
 
     async def edit(
         self,
@@ -438,9 +484,10 @@ class RoomHub:
         raise Unavailable(f"{name} changes too fast to be rewritten", retry_after_ms=500)
 
     async def _take_out(self, live: LiveRoom, user_id: UserId) -> Part:
+        came_in_s = time.perf_counter()
         self._demand_open(live)
         part, changes = live.room.erase(user_id, self._clock.now_ms())
-        await asyncio.gather(*[self._enqueue(live, change) for change in changes])
+        await asyncio.gather(*[self._enqueue(live, came_in_s) for _ in changes])
         if live.is_dropped:
             raise Outdated
         return part
@@ -468,7 +515,7 @@ class RoomHub:
             self._drop(live, Gone(name))
 
     async def _outcome(self, live: LiveRoom, change: Change) -> Answer:
-        stored = await asyncio.shield(self._enqueue(live, change))
+        stored = await asyncio.shield(self._enqueue(live, time.perf_counter()))
         return change.entry.answer(stored) if change.entry.answer else {}
 
     def _demand_open(self, live: LiveRoom) -> None:
@@ -487,14 +534,19 @@ class RoomHub:
         known.set_result(Stored(live.room.seq))
         return known
 
-    def _enqueue(self, live: LiveRoom, change: Change) -> asyncio.Future[Stored]:
-        """Returns: a future for the change, which goes into the next append of its room."""
+    def _enqueue(self, live: LiveRoom, came_in_s: float) -> asyncio.Future[Stored]:
+        """Returns: a future for the change that the room has just admitted, which goes into the
+        next append."""
         loop = live.loop
+        if not live.came_in_s:
+            live.came_in_s = came_in_s
         stored: asyncio.Future[Stored] = loop.create_future()
+        if not live.waiters:
+            live.waiting_since_s = time.monotonic()
         live.waiters.append(stored)
         if live.append is None:
             # Not at once: what else arrives in this turn of the loop goes into the same append.
-            live.append = loop.call_soon(self._append, live)
+            live.append = loop.call_soon(self._append, live, context=live.context)
         return stored
 
     def _append(self, live: LiveRoom) -> None:
@@ -506,10 +558,21 @@ class RoomHub:
             if live.room.compactable >= self._compact_after:
                 self._chore(self._compact(live.room))
             return
+        came_in_s, live.came_in_s = live.came_in_s, 0.0
+        started_s = time.perf_counter()
+        live.append_began_s = time.monotonic()
         live.append = asyncio.ensure_future(self._store.append(batch.append))
-        live.append.add_done_callback(partial(self._on_appended, live, batch))
+        live.append.add_done_callback(partial(self._on_appended, live, batch, came_in_s, started_s))
 
-    def _on_appended(self, live: LiveRoom, batch: Batch, append: asyncio.Future[Stored]) -> None:
+    def _on_appended(
+        self,
+        live: LiveRoom,
+        batch: Batch,
+        came_in_s: float,
+        started_s: float,
+        append: asyncio.Future[Stored],
+    ) -> None:
+        append_s = time.perf_counter() - started_s
         try:
             stored = append.result()
         except (Exception, asyncio.CancelledError) as exc:
@@ -533,6 +596,8 @@ class RoomHub:
             return
         self._failures.pop(live.name, None)
         self._show(commit)
+        if self._observer is not None:
+            self._observer.appended(count, append_s, time.perf_counter() - came_in_s)
         self._acknowledge(live, count, stored)
         if live.incoming:
             behind, live.incoming = live.incoming, []
@@ -544,6 +609,7 @@ class RoomHub:
     def _acknowledge(live: LiveRoom, count: int, stored: Stored) -> None:
         """Tell the first of those who wait that their changes are durable."""
         done, live.waiters = live.waiters[:count], live.waiters[count:]
+        live.waiting_since_s = live.append_began_s  # the others came while that was under way
         for index, waiter in enumerate(done):
             if not waiter.done():
                 waiter.set_result(stored.of(index))
@@ -596,6 +662,8 @@ class RoomHub:
                 orphan.enter(connection)
         elif live.connections or live.name in self._kept:
             self._orphans[live.name] = live
+            told = {"document": str(live.name), "reason": reason}
+            log.warning("a document is read again", extra=told)
             self._chore(self._rejoin(live, reason))
         elif self._shared is not None:
             self._shared.release(live.name)
@@ -646,6 +714,8 @@ class RoomHub:
                 self._drop(live, exc, reason="unreadable_record")
                 return
             self._show(commit)
+            if self._observer is not None and record.at_ms:
+                self._observer.heard((self._clock.now_ms() - record.at_ms) / 1_000)
 
     def _take_in_until(self, live: LiveRoom, seq: int) -> None:
         """What came in while an append was under way, up to the position that ours was given, or
@@ -724,7 +794,9 @@ class RoomHub:
             live.idle = None
         if self._is_idle(live) and self._rooms.get(live.name) is live:
             loop = asyncio.get_running_loop()
-            live.idle = loop.call_later(self._idle_timeout_s, self._unload, live)
+            live.idle = loop.call_later(
+                self._idle_timeout_s, self._unload, live, context=live.context
+            )
 
     def _unload(self, live: LiveRoom) -> None:
         if not self._is_idle(live) or not live.room.is_settled:
@@ -734,6 +806,7 @@ class RoomHub:
             return
         if self._rooms.get(live.name) is live:
             del self._rooms[live.name]
+            log.info("a document is unloaded", extra={"document": str(live.name)})
         if live.room.compactable:
             self._chore(self._compact(live.room))
 
@@ -747,6 +820,7 @@ class RoomHub:
         if is_still_here and self._is_idle(live) and live.room.is_settled:
             del self._rooms[live.name]
             self._shared.release(live.name)
+            log.info("a document is unloaded", extra={"document": str(live.name)})
 
     async def _persist(self, name: DocName) -> bool:
         """Returns: whether all of a shared log is where it lasts."""
@@ -817,3 +891,12 @@ class RoomHub:
             self._chore(self._persist(name))
         if self._chores:
             await asyncio.wait(self._chores)
+
+
+def _facts(live: LiveRoom, connection: Connection) -> dict[str, str]:
+    """What a log line says of a socket in a room."""
+    return {
+        "document": str(live.name),
+        "connection": connection.id,
+        "user": connection.user.id,
+    }

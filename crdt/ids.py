@@ -22,6 +22,15 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written in UTF-8. JSON can hold half a surrogate pair, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class DocKind(StrEnum):
     WORKOUT = "workout"
     TEMPLATE = "template"

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,14 +50,22 @@ class LiveRoom:
     leases: int = 0
     waiters: list[asyncio.Future[Stored]] = field(default_factory=list)
     """Who waits for the changes that were admitted, in the order of the changes."""
+    waiting_since_s: float = 0.0
+    """When the first of them began to wait, or a little earlier; monotonic."""
+    append_began_s: float = 0.0
     append: asyncio.Future[Stored] | asyncio.Handle | None = None
     """The append under way, or the one that starts when this turn of the loop is over."""
+    came_in_s: float = 0.0
+    """When the oldest change that waits for the next append came in (`perf_counter`); 0.0 if none
+    does."""
     incoming: list[Foreign] = field(default_factory=list)
     """What others wrote while an append of ours was under way: before it or behind it."""
     idle: asyncio.TimerHandle | None = None
     fresh_at_s: float = field(default_factory=time.monotonic)
     """Whatever was durable then is here, whoever wrote it; monotonic."""
     freshening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    context: Context = field(default_factory=Context)
+    """In which what belongs to the room alone is done: of nobody's event, as far as logs say."""
     is_dropped: bool = False
     """Whether the room was given up after a failed append; who still holds it must ask again."""
 

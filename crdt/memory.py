@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile, islice
 
-from crdt.access import Member
+from crdt.access import Member, is_shown
 from crdt.errors import Conflict
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import (
+    TRAINING_ROLES,
+    Answer,
+    Append,
+    Durability,
+    Entry,
+    Loaded,
+    Stored,
+    Summary,
+    Training,
+)
+from crdt.progress import SetWorth, training
 from crdt.records import Award, RecordType, Score
 from crdt.revocations import Revocation, RevocationKind
 
@@ -138,6 +149,30 @@ class MemoryStore:
             if doc.kind is kind and user_id in document.members
         )
         return list(islice(mine, limit))
+
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        mine = [
+            document.summary
+            for doc, document in reversed(self._documents.items())
+            if doc.kind is DocKind.WORKOUT
+            and (member := document.members.get(user_id)) is not None
+            and member.role in TRAINING_ROLES
+        ]
+        shown = {
+            doc
+            for doc, document in self._documents.items()
+            if circles is None
+            or is_shown(document.summary.visibility, document.summary.owner_id, circles)
+        }
+        sets = [
+            SetWorth(doc, set_id, exercise, values)
+            for (whose, exercise), scores in self._scores.items()
+            if whose == user_id
+            for (doc, set_id), values in scores.items()
+        ]
+        return training(mine, shown, sets, limit=limit)
 
     async def summary(self, doc: DocName) -> Summary | None:
         found = self._documents.get(doc)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from crdt.access import Member, User
 from crdt.events import DomainEvent
 from crdt.ids import ConnectionId, DocKind, DocName, UserId
-from crdt.records import Award, Score
+from crdt.records import Award, RecordType, Score
 from crdt.revocations import Revocation
 
 Durability = Literal["disk", "cluster", "local", "memory"]
@@ -48,6 +48,48 @@ class Summary:
     created_at: int | None = None
     started_at: int | None = None
     ended_at: int | None = None
+
+
+class Trained(NamedTuple):
+    """What one user has done in one workout: sets that count for records, and their volume."""
+
+    summary: Summary
+    sets: int
+    volume_kg: float
+
+
+class Best(NamedTuple):
+    """The set with the largest value of a type that a user has reached in an exercise; of several
+    with the same value, the first by document and set id."""
+
+    exercise: str
+    type: RecordType
+    value: float
+    doc: DocName
+    set_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What one user has done in all workouts, or in those that somebody else may see.
+
+    `workouts` are those that they own or take part in, newest first, no more than were asked for;
+    `workout_count` tells of how many. `sets` and `volume_kg` are of all sets that count for
+    records. `circles` are the owners of those workouts that are shown to friends, and `is_public`
+    whether any is shown to everybody: both of all workouts, whoever asks.
+    """
+
+    workouts: Sequence[Trained]
+    bests: Sequence[Best]
+    workout_count: int
+    sets: int
+    volume_kg: float
+    circles: frozenset[UserId]
+    is_public: bool
+
+
+TRAINING_ROLES = ("owner", "participant")
+"""Whose workouts are theirs: a coach and a spectator look on."""
 
 
 class Stored(NamedTuple):
@@ -115,6 +157,8 @@ class Foreign(NamedTuple):
     client_ids: Sequence[tuple[int, UserId]] = ()
     removed_exercises: Sequence[str] = ()
     awards: Awards = NO_AWARDS
+    at_ms: int = 0
+    """When the oldest of its changes came in, by the other's clock; 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +233,17 @@ class Store(Protocol):
 
     async def summary(self, doc: DocName) -> Summary | None:
         """One document's summary."""
+
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        """What a user has done, as far as has been appended.
+
+        Args:
+            limit: of the workouts that are listed.
+            circles: only what is in public workouts, and in those that these owners show to their
+                friends; None for everything.
+        """
 
     async def active_workout(self, owner_id: UserId) -> str | None:
         """The id of the workout that holds the owner's claim, if any."""
@@ -306,6 +361,21 @@ class Outlet(Protocol):
 
     def aware(self, doc: DocName, awareness: bytes) -> None:
         """Somebody on another instance shows something else to document members."""
+
+
+class Observer(Protocol):
+    """Who is told how long things took. Never blocks, never raises."""
+
+    def appended(self, changes: int, append_s: float, shown_s: float) -> None:
+        """So many changes, appended as one record, are durable and have been shown.
+
+        Args:
+            append_s: how long the store took.
+            shown_s: from when the oldest of them came in until the last socket was given it.
+        """
+
+    def heard(self, age_s: float) -> None:
+        """A change of another instance was shown so long after it came in there, by two clocks."""
 
 
 class Clock(Protocol):

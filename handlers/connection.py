@@ -12,7 +12,7 @@ from crdt.ports import Entry
 from crdt.revocations import Revocation
 from crdt.schema import TimeMs
 from handlers.context import Context
-from handlers.registry import ChangePayload, Payload, Registry
+from handlers.registry import ChangePayload, ChangeReply, Payload, Registry, Reply
 
 registry = Registry()
 
@@ -21,7 +21,13 @@ class RefreshAuth(Payload):
     token: Annotated[str, Field(max_length=8_192)]
 
 
-@registry.on("auth:refresh", RefreshAuth)
+class AuthRefreshed(Reply):
+    """`expires_at`: the end of the new token."""
+
+    expires_at: TimeMs
+
+
+@registry.on("auth:refresh", RefreshAuth, AuthRefreshed)
 async def refresh_auth(ctx: Context, msg: RefreshAuth) -> Mapping[str, Any]:
     """Stay connected with a new token, here and wherever the old one is in use."""
     expires_at = await ctx.services.sessions.refresh(ctx.caller.connection_id, msg.token)
@@ -34,7 +40,13 @@ class RevokeAuth(ChangePayload):
     until: TimeMs | None = None
 
 
-@registry.on("auth:revoke", RevokeAuth)
+class AuthRevoked(ChangeReply):
+    """`disconnected`: the connections of this instance that held such a token."""
+
+    disconnected: int
+
+
+@registry.on("auth:revoke", RevokeAuth, AuthRevoked)
 async def revoke_auth(ctx: Context, msg: RevokeAuth) -> Mapping[str, Any]:
     """Refuse a token before its end, or all that a user was issued up to now."""
     if ctx.user.role != "admin":
@@ -66,7 +78,15 @@ class SyncTime(Payload):
     t0: Annotated[float, Field(allow_inf_nan=False)]
 
 
-@registry.on("time:sync", SyncTime)
+class TimeTold(Reply):
+    """`t0` as it came, `t1` when it came and `t2` when this left, by the server's clock."""
+
+    t0: float
+    t1: TimeMs
+    t2: TimeMs
+
+
+@registry.on("time:sync", SyncTime, TimeTold)
 async def sync_time(ctx: Context, msg: SyncTime) -> Mapping[str, Any]:
     """Tell the server's time, so that a client can tell its own clock's error (as NTP does)."""
     now_ms = ctx.now_ms()

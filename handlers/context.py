@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -54,10 +62,20 @@ class Sessions(Protocol):
 
 
 class Streams(Protocol):
-    """The dashboards' streams. Who may watch has been decided before."""
+    """The dashboards' streams."""
 
-    def subscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> None:
-        """Send the current value of each, then changes."""
+    async def admit(self, user: User, stream: str, since_s: float) -> Hashable:
+        """What a user gets to see of a stream.
+
+        Args:
+            since_s: monotonic; what was durable then is taken into account.
+        Raises:
+            NotFound: there is no such stream.
+            Forbidden: it is not theirs.
+        """
+
+    def subscribe(self, connection_id: ConnectionId, streams: Mapping[str, Hashable]) -> None:
+        """Send the current value of each, as `admit` has let them see it, then changes."""
 
     def unsubscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> list[str]:
         """Returns: those that were subscribed."""

@@ -14,9 +14,15 @@ from crdt.schema import (
     present,
 )
 from handlers.context import Context
-from handlers.registry import ChangePayload, Registry
+from handlers.registry import ChangePayload, ChangeReply, Registry
 
 registry = Registry()
+
+
+class ExerciseMeant(ChangeReply):
+    """Which exercise was added, changed, moved or removed."""
+
+    exercise_id: str
 
 
 class AddExercise(ChangePayload):
@@ -27,7 +33,7 @@ class AddExercise(ChangePayload):
     after: Id | None = None
 
 
-@registry.on("workout:exercise:add", AddExercise)
+@registry.on("workout:exercise:add", AddExercise, ExerciseMeant)
 async def add_exercise(ctx: Context, msg: AddExercise) -> Mapping[str, Any]:
     """Put an exercise into the plan, at the end unless said where."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:
@@ -48,7 +54,7 @@ class UpdateExercise(ChangePayload):
     exercise: ExerciseChanges
 
 
-@registry.on("workout:exercise:update", UpdateExercise)
+@registry.on("workout:exercise:update", UpdateExercise, ExerciseMeant)
 async def update_exercise(ctx: Context, msg: UpdateExercise) -> Mapping[str, Any]:
     """Change some fields of an exercise; null removes an optional one."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:
@@ -64,7 +70,7 @@ class MoveExercise(ChangePayload):
     after: Id | None = None
 
 
-@registry.on("workout:exercise:move", MoveExercise)
+@registry.on("workout:exercise:move", MoveExercise, ExerciseMeant)
 async def move_exercise(ctx: Context, msg: MoveExercise) -> Mapping[str, Any]:
     """Put an exercise before or after another, or at the end."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:
@@ -79,7 +85,7 @@ class RemoveExercise(ChangePayload):
     exercise_id: Id
 
 
-@registry.on("workout:exercise:remove", RemoveExercise)
+@registry.on("workout:exercise:remove", RemoveExercise, ExerciseMeant)
 async def remove_exercise(ctx: Context, msg: RemoveExercise) -> Mapping[str, Any]:
     """Take an exercise out of the plan, with the caller's own sets of it."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:

@@ -5,16 +5,68 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from crdt.access import Member
 from crdt.errors import Conflict, NotFound
 from crdt.ids import UserId
 from crdt.live import LiveRoom
 from crdt.ports import Answer
+from crdt.shown import OfWorkout, TemplateRole, UserShown, WorkoutRole
 from handlers.context import Context
+from handlers.registry import ChangeReply
 
 UserIdField = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class LetIn(ChangeReply):
+    user_id: str
+    role: WorkoutRole | TemplateRole
+
+
+class LetOut(ChangeReply):
+    user_id: str
+
+
+class WorkoutInvited(OfWorkout):
+    """Somebody has let the user in, or given them another role."""
+
+    title: str
+    role: WorkoutRole
+    by: UserShown
+
+
+class WorkoutUninvited(OfWorkout):
+    """Somebody has ended the user's membership."""
+
+    title: str
+    by: UserShown
+
+
+class TemplateShared(BaseModel):
+    """Somebody has let the user in, or given them another role."""
+
+    template_id: str
+    title: str
+    role: TemplateRole
+    by: UserShown
+
+
+class TemplateUnshared(BaseModel):
+    """Somebody has ended the user's membership."""
+
+    template_id: str
+    title: str
+    by: UserShown
+
+
+USER_EVENTS: dict[str, type[BaseModel]] = {
+    "workout:invited": WorkoutInvited,
+    "workout:uninvited": WorkoutUninvited,
+    "template:shared": TemplateShared,
+    "template:unshared": TemplateUnshared,
+}
+"""What a user's own devices are told, wherever they are."""
 
 
 async def let_in(

@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 from uuid import UUID
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from crdt.errors import (
     INTERNAL,
     Conflict,
+    ErrorObject,
     Forbidden,
     Invalid,
     NotFound,
@@ -24,6 +25,7 @@ from crdt.errors import (
 from crdt.ids import UserId
 from crdt.ports import Answer
 from crdt.schema import Strict
+from crdt.shown import DurabilityShown
 from handlers.context import Caller, Context, Services
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,29 @@ class ChangePayload(Payload):
     op_id: Annotated[UUID, Field(strict=False)] | None = None
 
 
+class Reply(BaseModel):
+    """All went well."""
+
+    # Handlers give the fields of a reply as plain values, all but `ok`; tests hold one against the
+    # other.
+
+    ok: Literal[True]
+
+
+class ChangeReply(Reply):
+    """The answer to a change, once it is durable, and where: `disk` (embedded), `cluster` (in the
+    shared log), `local` (the shared log is away: on this instance's disk, published later)."""
+
+    durability: DurabilityShown
+
+
+class Failure(BaseModel):
+    """It was refused, and nothing was changed, unless the error leaves that open."""
+
+    ok: Literal[False]
+    error: ErrorObject
+
+
 P = TypeVar("P", bound=Payload)
 Handler = Callable[[Context, P], Awaitable[Mapping[str, Any]]]
 Again = Callable[[Context, Answer], Awaitable[None]]
@@ -56,6 +81,7 @@ class Intent:
     event: str
     payload: type[Payload]
     handler: Handler[Any]
+    reply: type[Reply] = Reply
     again: Again | None = None
 
     @property
@@ -71,14 +97,20 @@ class Registry:
     _under_way: dict[tuple[UserId, str], asyncio.Task[Answer]] = field(default_factory=dict)
 
     def on(
-        self, event: str, payload: type[P], *, again: Again | None = None
+        self,
+        event: str,
+        payload: type[P],
+        reply: type[Reply] = Reply,
+        *,
+        again: Again | None = None,
     ) -> Callable[[Handler[P]], Handler[P]]:
-        """Register the decorated handler. A name that is taken stops the start."""
+        """Register the decorated handler, which answers with the fields of `reply`. A name that is
+        taken stops the start."""
 
         def register(handler: Handler[P]) -> Handler[P]:
             if event in self.intents:
                 raise ValueError(f"{event} is registered twice")
-            self.intents[event] = Intent(event, payload, handler, again)
+            self.intents[event] = Intent(event, payload, handler, reply, again)
             return handler
 
         return register
@@ -88,7 +120,7 @@ class Registry:
         merged = cls()
         for registry in registries:
             for event, intent in registry.intents.items():
-                merged.on(event, intent.payload, again=intent.again)(intent.handler)
+                merged.on(event, intent.payload, intent.reply, again=intent.again)(intent.handler)
         return merged
 
     async def dispatch(self, caller: Caller, services: Services, event: str, data: Any) -> Answer:
@@ -106,9 +138,7 @@ class Registry:
         except RepSyncError as exc:
             return {"ok": False, "error": exc.to_wire()}
         except Exception:
-            log.exception(
-                "handler failed", extra={"event": event, "connection": caller.connection_id}
-            )
+            log.exception("handler failed", extra={"intent": event, "user": caller.user.id})
             return {"ok": False, "error": INTERNAL}
 
     @staticmethod

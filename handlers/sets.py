@@ -9,8 +9,9 @@ from crdt import ids, workout
 from crdt.access import Right
 from crdt.ports import Awards
 from crdt.schema import Id, Measures, SetChanges, TimeMs, present
+from crdt.shown import RecordWon
 from handlers.context import Context
-from handlers.registry import ChangePayload, Registry
+from handlers.registry import ChangePayload, ChangeReply, Registry
 
 registry = Registry()
 
@@ -26,7 +27,15 @@ class CompleteSet(ChangePayload):
     set_id: Id | None = None
 
 
-@registry.on("workout:set:complete", CompleteSet)
+class SetScored(ChangeReply):
+    """A set, and the personal records that it won."""
+
+    set_id: str
+    is_pr: bool
+    records: list[RecordWon]
+
+
+@registry.on("workout:set:complete", CompleteSet, SetScored)
 async def complete_set(ctx: Context, msg: CompleteSet) -> Mapping[str, Any]:
     """Log a set that the caller has done; a device that was offline says when."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:
@@ -60,7 +69,7 @@ class UpdateSet(ChangePayload):
     set: SetChanges
 
 
-@registry.on("workout:set:update", UpdateSet)
+@registry.on("workout:set:update", UpdateSet, SetScored)
 async def update_set(ctx: Context, msg: UpdateSet) -> Mapping[str, Any]:
     """Correct a set of the caller's own; null removes an optional field."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:
@@ -73,7 +82,11 @@ class RemoveSet(ChangePayload):
     set_id: Id
 
 
-@registry.on("workout:set:remove", RemoveSet)
+class SetTakenBack(ChangeReply):
+    set_id: str
+
+
+@registry.on("workout:set:remove", RemoveSet, SetTakenBack)
 async def remove_set(ctx: Context, msg: RemoveSet) -> Mapping[str, Any]:
     """Take back a set of the caller's own."""
     async with ctx.room(ids.workout(msg.workout_id), Right.WRITE) as live:

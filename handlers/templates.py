@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from crdt import ids, template
 from crdt.access import Right
 from crdt.ports import Answer, Summary
 from crdt.schema import Goal, Id, Label, TemplateMetaChanges, Title, Visibility
+from crdt.shown import Template, TemplateMetaShown, TemplateRole
 from handlers.context import Context
 from handlers.lists import ListPage, page
-from handlers.membership import UserIdField, let_in, let_out
-from handlers.registry import ChangePayload, Payload, Registry
+from handlers.membership import LetIn, LetOut, UserIdField, let_in, let_out
+from handlers.registry import ChangePayload, ChangeReply, Payload, Registry, Reply
 
 registry = Registry()
 
@@ -35,7 +38,11 @@ async def _join_created(ctx: Context, answer: Answer) -> None:
         ctx.join(live)
 
 
-@registry.on("template:create", CreateTemplate, again=_join_created)
+class TemplateCreated(ChangeReply):
+    template: Template
+
+
+@registry.on("template:create", CreateTemplate, TemplateCreated, again=_join_created)
 async def create_template(ctx: Context, msg: CreateTemplate) -> Mapping[str, Any]:
     """Make an empty template, and join it."""
     name = ids.template(msg.template_id or ctx.new_id())
@@ -63,14 +70,35 @@ class TemplatePayload(Payload):
     template_id: Id
 
 
-@registry.on("template:get", TemplatePayload)
+class TemplateRead(Reply):
+    template: Template
+
+
+@registry.on("template:get", TemplatePayload, TemplateRead)
 async def get_template(ctx: Context, msg: TemplatePayload) -> Mapping[str, Any]:
     """Read the whole template, as it is now."""
     async with ctx.room(ids.template(msg.template_id), Right.READ) as live:
         return {"template": live.snapshot(ctx.now_ms())}
 
 
-@registry.on("template:list", ListPage)
+class TemplateListed(BaseModel):
+    """A template that the caller is a member of, and their role in it."""
+
+    id: str
+    title: str
+    visibility: Visibility
+    owner_id: str
+    role: TemplateRole
+
+
+class TemplatesListed(Reply):
+    """One page, newest first; `more`: there is another one."""
+
+    templates: list[TemplateListed]
+    more: bool
+
+
+@registry.on("template:list", ListPage, TemplatesListed)
 async def list_templates(ctx: Context, msg: ListPage) -> Mapping[str, Any]:
     """List the templates that the caller is a member of, newest first."""
     found, more = await page(ctx, ids.DocKind.TEMPLATE, msg)
@@ -92,7 +120,12 @@ class UpdateTemplateMeta(ChangePayload):
     meta: TemplateMetaChanges
 
 
-@registry.on("template:update_meta", UpdateTemplateMeta)
+class TemplateMetaUpdated(ChangeReply):
+    template_id: str
+    meta: TemplateMetaShown
+
+
+@registry.on("template:update_meta", UpdateTemplateMeta, TemplateMetaUpdated)
 async def update_template_meta(ctx: Context, msg: UpdateTemplateMeta) -> Mapping[str, Any]:
     """Change title, goal or difficulty; who manages the template may also change who sees it."""
     changes = msg.meta.changes()
@@ -104,7 +137,12 @@ async def update_template_meta(ctx: Context, msg: UpdateTemplateMeta) -> Mapping
         )
 
 
-@registry.on("template:join", TemplatePayload)
+class TemplateJoined(Reply):
+    role: TemplateRole
+    template: Template
+
+
+@registry.on("template:join", TemplatePayload, TemplateJoined)
 async def join_template(ctx: Context, msg: TemplatePayload) -> Mapping[str, Any]:
     """Get the template's events on this socket."""
     ctx.demand_place_for(ids.template(msg.template_id))
@@ -130,7 +168,7 @@ class ShareTemplate(ChangePayload):
     role: Literal["editor", "viewer"]
 
 
-@registry.on("template:share", ShareTemplate)
+@registry.on("template:share", ShareTemplate, LetIn)
 async def share_template(ctx: Context, msg: ShareTemplate) -> Mapping[str, Any]:
     """Let somebody in, or give a member another role."""
     async with ctx.room(ids.template(msg.template_id), Right.MANAGE) as live:
@@ -149,7 +187,7 @@ class UnshareTemplate(ChangePayload):
     user_id: UserIdField
 
 
-@registry.on("template:unshare", UnshareTemplate)
+@registry.on("template:unshare", UnshareTemplate, LetOut)
 async def unshare_template(ctx: Context, msg: UnshareTemplate) -> Mapping[str, Any]:
     """Take somebody's right away again; their sockets leave the template at once."""
     async with ctx.room(ids.template(msg.template_id), Right.MANAGE) as live:
@@ -174,13 +212,18 @@ async def _set_lock(ctx: Context, template_id: str, is_locked: bool) -> Mapping[
         )
 
 
-@registry.on("template:lock", TemplateChange)
+class TemplateLocked(ChangeReply):
+    template_id: str
+    locked: bool
+
+
+@registry.on("template:lock", TemplateChange, TemplateLocked)
 async def lock_template(ctx: Context, msg: TemplateChange) -> Mapping[str, Any]:
     """Hold the content fast: nobody changes it, the owner included, until it is unlocked."""
     return await _set_lock(ctx, msg.template_id, True)
 
 
-@registry.on("template:unlock", TemplateChange)
+@registry.on("template:unlock", TemplateChange, TemplateLocked)
 async def unlock_template(ctx: Context, msg: TemplateChange) -> Mapping[str, Any]:
     """Let the content be changed again."""
     return await _set_lock(ctx, msg.template_id, False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from crdt import ids, workout
 from crdt.access import Member, Right, visitor_roles
 from crdt.errors import Conflict, Forbidden
@@ -12,11 +14,12 @@ from crdt.ids import UserId
 from crdt.live import LiveRoom
 from crdt.ports import Answer, Summary
 from crdt.replica import Put, Write
-from crdt.schema import Id, Mode, Title, Visibility
+from crdt.schema import Id, Mode, TimeMs, Title, Visibility
+from crdt.shown import MemberShown, Status, Workout, WorkoutRole
 from handlers.context import Context
 from handlers.lists import ListPage, page
-from handlers.membership import UserIdField, let_in, let_out
-from handlers.registry import ChangePayload, Payload, Registry
+from handlers.membership import LetIn, LetOut, UserIdField, let_in, let_out
+from handlers.registry import ChangePayload, ChangeReply, Payload, Registry, Reply
 
 registry = Registry()
 
@@ -41,7 +44,11 @@ async def _join_created(ctx: Context, answer: Answer) -> None:
         ctx.join(live)
 
 
-@registry.on("workout:create", CreateWorkout, again=_join_created)
+class WorkoutCreated(ChangeReply):
+    workout: Workout
+
+
+@registry.on("workout:create", CreateWorkout, WorkoutCreated, again=_join_created)
 async def create_workout(ctx: Context, msg: CreateWorkout) -> Mapping[str, Any]:
     """Plan a workout, empty or from a template, and join it."""
     name = ids.workout(msg.workout_id or ctx.new_id())
@@ -87,7 +94,13 @@ class JoinWorkout(WorkoutChange):
     role: Role | None = None
 
 
-@registry.on("workout:join", JoinWorkout)
+class WorkoutJoined(Reply):
+    role: WorkoutRole
+    workout: Workout
+    members: list[MemberShown]
+
+
+@registry.on("workout:join", JoinWorkout, WorkoutJoined)
 async def join_workout(ctx: Context, msg: JoinWorkout) -> Mapping[str, Any]:
     """Get the room's events on this socket.
 
@@ -130,7 +143,12 @@ async def leave_workout(ctx: Context, msg: WorkoutPayload) -> Mapping[str, Any]:
     return {}
 
 
-@registry.on("workout:sync", WorkoutPayload)
+class WorkoutRead(Reply):
+    workout: Workout
+    server_time: TimeMs
+
+
+@registry.on("workout:sync", WorkoutPayload, WorkoutRead)
 async def sync_workout(ctx: Context, msg: WorkoutPayload) -> Mapping[str, Any]:
     """Read the whole workout, as it is now."""
     async with ctx.room(ids.workout(msg.workout_id), Right.READ) as live:
@@ -138,7 +156,29 @@ async def sync_workout(ctx: Context, msg: WorkoutPayload) -> Mapping[str, Any]:
         return {"workout": live.snapshot(now_ms), "server_time": now_ms}
 
 
-@registry.on("workout:list", ListPage)
+class WorkoutListed(BaseModel):
+    """A workout of the caller's, and their role in it."""
+
+    id: str
+    title: str
+    status: Status
+    mode: Mode
+    visibility: Visibility
+    owner_id: str
+    role: WorkoutRole
+    created_at: TimeMs | None
+    started_at: TimeMs | None
+    ended_at: TimeMs | None
+
+
+class WorkoutsListed(Reply):
+    """One page, newest first; `more`: there is another one."""
+
+    workouts: list[WorkoutListed]
+    more: bool
+
+
+@registry.on("workout:list", ListPage, WorkoutsListed)
 async def list_workouts(ctx: Context, msg: ListPage) -> Mapping[str, Any]:
     """List the workouts that the caller is a member of, newest first."""
     found, more = await page(ctx, ids.DocKind.WORKOUT, msg)
@@ -165,7 +205,7 @@ class InviteToWorkout(WorkoutChange):
     role: Role
 
 
-@registry.on("workout:invite", InviteToWorkout)
+@registry.on("workout:invite", InviteToWorkout, LetIn)
 async def invite_to_workout(ctx: Context, msg: InviteToWorkout) -> Mapping[str, Any]:
     """Let somebody in, or give a member another role."""
     async with ctx.room(ids.workout(msg.workout_id), Right.MANAGE) as live:
@@ -183,7 +223,7 @@ class RemoveMember(WorkoutChange):
     user_id: UserIdField
 
 
-@registry.on("workout:member:remove", RemoveMember)
+@registry.on("workout:member:remove", RemoveMember, LetOut)
 async def remove_member(ctx: Context, msg: RemoveMember) -> Mapping[str, Any]:
     """Take a member out again; who may not look in now leaves the room at once."""
     async with ctx.room(ids.workout(msg.workout_id), Right.MANAGE) as live:
@@ -233,31 +273,42 @@ async def _claim(ctx: Context, live: LiveRoom, owner_id: UserId) -> None:
         )
 
 
-@registry.on("workout:start", WorkoutChange)
+class WorkoutMovedOn(ChangeReply):
+    """The new status, and the times that it has changed."""
+
+    workout_id: str
+    status: Status
+    started_at: TimeMs | None = None
+    resumed_at: TimeMs | None = None
+    ended_at: TimeMs | None = None
+    active_ms: int | None = None
+
+
+@registry.on("workout:start", WorkoutChange, WorkoutMovedOn)
 async def start_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
     """Begin a planned workout; its owner may have one active or paused at a time."""
     return await _transition(ctx, msg, "start")
 
 
-@registry.on("workout:pause", WorkoutChange)
+@registry.on("workout:pause", WorkoutChange, WorkoutMovedOn)
 async def pause_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
     """Stop the workout's clock."""
     return await _transition(ctx, msg, "pause")
 
 
-@registry.on("workout:resume", WorkoutChange)
+@registry.on("workout:resume", WorkoutChange, WorkoutMovedOn)
 async def resume_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
     """Let the workout's clock run on."""
     return await _transition(ctx, msg, "resume")
 
 
-@registry.on("workout:complete", WorkoutChange)
+@registry.on("workout:complete", WorkoutChange, WorkoutMovedOn)
 async def complete_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
     """End a workout that was done."""
     return await _transition(ctx, msg, "complete")
 
 
-@registry.on("workout:abandon", WorkoutChange)
+@registry.on("workout:abandon", WorkoutChange, WorkoutMovedOn)
 async def abandon_workout(ctx: Context, msg: WorkoutChange) -> Mapping[str, Any]:
     """End a workout that was given up."""
     return await _transition(ctx, msg, "abandon")

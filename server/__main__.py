@@ -1,12 +1,14 @@
-"""The command line: `python -m server [serve|worker|token|replay|export|erase]`."""
+"""The command line: `python -m server [serve|worker|token|replay|demo|doctor|export|erase]`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import gc
+import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,16 @@ from aiohttp import web
 
 from crdt.errors import Unavailable
 from crdt.ids import UserId
-from server import logs
+from server import VERSION, logs
 from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
+from server.command_help import teach
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
 from server.signals import until_stopped
 from server.storage.port import StorageError
+
+log = logging.getLogger("server")
 
 EXIT_UNUSABLE = 2
 """The exit code for a configuration or a store that the server cannot run with."""
@@ -37,13 +42,19 @@ FIRST_TOKENS_TTL_S = 7 * 86_400
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command = arguments.command or "serve"
+    if command == "doctor":
+        from server import doctor  # what it looks at, a server need not have
+
+        return doctor.main(arguments.token)
     try:
         settings = Settings.from_env()
-        logs.configure(settings)
+        logs.configure(settings, is_serving=command in ("serve", "worker"))
         if command == "token":
             return _token(settings, arguments)
         if command == "replay":
             return _replay(settings, arguments)
+        if command == "demo":
+            return _demo(settings, arguments)
         if command == "worker":
             return _worker(settings)
         if command == "export":
@@ -62,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         description="RepSync, a real-time collaboration server for fitness apps. Configured by "
         "environment variables, see docs/protocol.md, section 7.",
     )
+    parser.add_argument("--version", action="version", version=f"RepSync {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve clients (what happens without a command)")
 
@@ -103,6 +115,34 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--limit", type=_count, metavar="N", help="the first N workouts only")
     replay.add_argument("--seed", type=int, default=1, help="repeats the same accidents")
     _add_personal(commands)
+    replay.add_argument(
+        "--pace",
+        type=_pace,
+        metavar="N",
+        help="sets a second, to be watched on the page at / (default: as fast as it can)",
+    )
+
+    demo = commands.add_parser(
+        "demo",
+        help="serve, with people who train, for the page at / to move",
+        description="Starts a server with its data in a temporary folder, and people who train "
+        "there. Prints its address and a token for the page at /. Ends with Ctrl-C.",
+    )
+    demo.add_argument(
+        "--pace", type=_pace, default=0.5, metavar="N", help="sets a second of each (0.5)"
+    )
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check configuration and connections, and say what to do",
+        description="Look at what the environment configures: settings, data folder, port, keys, "
+        "Redis, MongoDB. Prints a line for each check: ok, warning, or FAIL with what to do. "
+        "Changes nothing, and prints no secret.",
+    )
+    doctor.add_argument(
+        "--token", metavar="TOKEN", help="say why this one is refused; - reads it from stdin"
+    )
+    teach(parser, commands.choices)
     return parser
 
 
@@ -154,6 +194,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _pace(text: str) -> float:
+    pace = float(text)
+    if not 0.001 <= pace <= 1_000:
+        raise argparse.ArgumentTypeError("must be a number of sets a second, 0.001 to 1000")
+    return pace
+
+
 def _token(settings: Settings, arguments: argparse.Namespace) -> int:
     auth = Authenticator.from_settings(settings)
     print(auth.sign(arguments.user, name=arguments.name, role=arguments.role, ttl_s=arguments.ttl))
@@ -170,12 +217,19 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
         user_id=arguments.user,
         limit=arguments.limit,
         seed=arguments.seed,
+        pace=arguments.pace,
     )
     try:
         return uvloop.run(playing)
     except KeyboardInterrupt:
         print("repsync: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _demo(settings: Settings, arguments: argparse.Namespace) -> int:
+    from server.replay.demo import demo  # likewise
+
+    return uvloop.run(demo(settings, pace=arguments.pace))
 
 
 def _worker(settings: Settings) -> int:
@@ -224,6 +278,8 @@ def _erase(settings: Settings, arguments: argparse.Namespace) -> int:
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then let what is under way become durable."""
     app = create_app(settings)
+    parts = app[PARTS]
+    logs.name_instance(parts.instance)
     runner = make_runner(app, settings, shutdown_timeout_s=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
@@ -237,10 +293,17 @@ async def serve(settings: Settings) -> int:
             ) from exc
         _tune_interpreter()
         stop = until_stopped()
-        _greet(settings, app[PARTS].auth, port=runner.addresses[0][1])
+        port = runner.addresses[0][1]
+        _greet(settings, parts.auth, port=port)
+        told = {"version": VERSION, "host": settings.host, "port": port, "store": parts.store.kind}
+        log.info("serving", extra={**told, "shared": settings.redis_url is not None})
         await stop.wait()
+        stopped_s = time.monotonic()
+        told = {"connections": parts.sockets.connection_count, "rooms": len(parts.hub)}
+        log.info("draining", extra=told)
     finally:
         await runner.cleanup()
+    log.info("ended", extra={"drained_in_s": round(time.monotonic() - stopped_s, 2)})
     return 0
 
 
@@ -272,7 +335,7 @@ def _greet(settings: Settings, auth: Authenticator, port: int) -> None:
         for user_id, name, role, use in (
             ("lifter", "Lifter", "user", "a lifter"),
             ("coach", "Coach", "trainer", "a coach"),
-            ("operator", "Operator", "admin", "system:health"),
+            ("operator", "Operator", "admin", "the dashboard"),
         ):
             token = auth.sign(user_id, name=name, role=role, ttl_s=FIRST_TOKENS_TTL_S)
             lines.append(f"  token for {use:<14} {token}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from aiohttp import web
@@ -16,7 +15,10 @@ from crdt.errors import Unavailable
 from crdt.hub import RoomHub
 from handlers import REGISTRY
 from handlers.context import Services
-from server import http, http_rules, limits
+from handlers.streams import Sources
+from server import apidocs, dashboard, http, http_rules, instruments, limits
+from server.alerts import sentry
+from server.api import SnapshotApi
 from server.auth import Authenticator
 from server.cluster.tasks import end
 from server.erasure import Eraser
@@ -24,10 +26,12 @@ from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
+from server.sse import EventStreams
 from server.storage.port import ErasingStore, StorageError
 from server.storage.sqlite import SqliteStore
-from server.streams import StreamHub
+from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
+from server.watch import Watch
 
 if TYPE_CHECKING:
     from server.cluster.store import ClusterStore
@@ -44,13 +48,18 @@ class WallClock:
 class Parts:
     """What a running server is made of."""
 
+    instance: str
+    """Names this life of this process."""
     auth: Authenticator
     store: ErasingStore
     hub: RoomHub
     gateway: Gateway
     sockets: SocketServer
     streams: StreamHub
+    viewers: EventStreams
     health: Health
+    metrics: Metrics
+    watch: Watch
     cluster: ClusterStore | None = None
     """The store, if it is shared with other instances."""
 
@@ -64,6 +73,7 @@ def create_app(settings: Settings) -> web.Application:
     Raises:
         SettingsError, StorageError: it cannot be started like this.
     """
+    sentry.check(settings.sentry_dsn)
     auth = Authenticator.from_settings(settings)
     instance = uuid4().hex[:12]
     store, cluster = make_stores(settings, instance)
@@ -85,14 +95,38 @@ def create_app(settings: Settings) -> web.Application:
         max_room_connections=settings.max_room_connections,
         shared=cluster,
         neighbours=None if cluster is None else cluster.neighbours,
+        observer=metrics.rooms,
     )
-    health = Health(
+    watch = Watch.over(
+        settings,
+        instance,
         store,
-        lambda: {"connections": sockets.connection_count, "rooms": len(hub)},
+        hub,
+        sockets,
+        gateway,
+        metrics,
+        clock,
         auth.key_set,
         cluster,
+        push=lambda alert: streams.push("system:alerts", alert),
     )
-    streams = StreamHub(hub, clock, health.report, sockets.post_latest, gateway.user_of)
+    health = watch.health
+    sources = Sources(hub, store, health=watch.overview.value, public_health=health.report)
+    streams = StreamHub(sources, clock, SocketAudience(sockets, gateway.user_of), instance)
+    viewers = EventStreams(
+        gateway,
+        streams,
+        instance,
+        stall_timeout_s=settings.stall_timeout_s,
+        drain_spread_s=settings.drain_spread_s,
+        max_viewers=settings.max_connections,
+    )
+
+    def show_health(_: object) -> None:
+        for stream in ("system:health", "health:live"):
+            streams.changed(stream)
+
+    health.on_change(show_health)
     services = Services(
         hub,
         store,
@@ -103,20 +137,32 @@ def create_app(settings: Settings) -> web.Application:
         limits=limits.of_handlers(settings),
     )
     neighbours = None if cluster is None else cluster.neighbours
-    gateway.open(sockets, hub, services, streams, neighbours)
-    _watch(metrics, sockets, gateway, hub, store, streams, health)
-    if cluster is not None:
-        cluster.watch(metrics)
-    if auth.key_set is not None:
-        metrics.count(
-            "repsync_jwks_fetches", "Fetches of the key set", "outcome", auth.key_set.fetches.copy
-        )
+    gateway.open(sockets, hub, services, streams, viewers, neighbours)
+    parts = Parts(
+        instance,
+        auth,
+        store,
+        hub,
+        gateway,
+        sockets,
+        streams,
+        viewers,
+        health,
+        metrics,
+        watch,
+        cluster,
+    )
+    instruments.show(parts)
 
     app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
     http_rules.apply(app, settings)
-    app[PARTS] = Parts(auth, store, hub, gateway, sockets, streams, health, cluster)
+    app[PARTS] = parts
     sockets.mount(app)
     http.add_routes(app, health, metrics)
+    apidocs.add_routes(app)
+    dashboard.add_routes(app)
+    viewers.add_routes(app)
+    SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
     app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing, _erasing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
@@ -170,11 +216,8 @@ async def _sharing(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _probing(app: web.Application) -> AsyncIterator[None]:
-    watching = asyncio.create_task(app[PARTS].health.watch(), name="health")
-    yield
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    async with app[PARTS].watch.watching():
+        yield
 
 
 async def _erasing(app: web.Application) -> AsyncIterator[None]:
@@ -200,7 +243,7 @@ async def _drain(app: web.Application) -> None:
     parts.sockets.drain()
     parts.gateway.announce_end()
     parts.streams.close()
-    await parts.hub.close()
+    await asyncio.gather(parts.viewers.drain(), parts.hub.close())
     await parts.sockets.close_all()
 
 
@@ -208,52 +251,3 @@ async def _close(app: web.Application) -> None:
     parts = app[PARTS]
     await parts.hub.close()
     await parts.store.close()
-
-
-def _watch(
-    metrics: Metrics,
-    sockets: SocketServer,
-    gateway: Gateway,
-    hub: RoomHub,
-    store: ErasingStore,
-    streams: StreamHub,
-    health: Health,
-) -> None:
-    def counted(name: str, text: str, read: Any, **labels: str) -> None:
-        metrics.watch(f"repsync_{name}", text, read, labels or None)
-
-    counted("connections", "Open Engine.IO connections", lambda: sockets.connection_count)
-    for kind in ("events", "document"):
-        counted(
-            "sessions",
-            "Clients in namespaces, by kind",
-            lambda kind=kind: gateway.session_counts[kind],
-            kind=kind,
-        )
-    counted("rooms", "Documents in memory", lambda: len(hub))
-    counted("revocations", "Revocations that have not ended", lambda: gateway.revocation_count)
-    counted("stream_watchers", "Connections that watch streams", lambda: streams.watcher_count)
-    counted(
-        "event_loop_lag_seconds",
-        "The longest that the loop was late in the last 15 s",
-        lambda: health.loop_lag_s,
-    )
-    transport = sockets.stats
-    for what, text, label, read in (
-        ("messages_dropped", "Left out because a client was slow", "kind", transport.dropped),
-        ("connections_closed", "Ended connections", "reason", transport.closed),
-        ("connects_refused", "Connects refused with 503", "reason", transport.refused),
-        ("messages_limited", "Above a client's or user's allowance", "kind", transport.limited),
-    ):
-        metrics.count(f"repsync_{what}", text, label, read.copy)
-    counted("slow_readers", "Clients over their budget now", lambda: sockets.slow_count)
-    counted(
-        "values_conflated", "Stream values that a later one replaced", lambda: transport.conflated
-    )
-    counted("packets_malformed", "Packets that ended their connection", lambda: transport.malformed)
-    counted("reads_paused", "Times that a full inbox paused a socket", lambda: transport.paused)
-    stats = store.stats
-    counted("store_appends", "Log records written since the start", lambda: stats.appends)
-    counted("store_commits", "Commits, each with one sync", lambda: stats.commits)
-    counted("store_commit_seconds", "Time spent in commits", lambda: stats.commit_seconds)
-    counted("store_failures", "Commits and reads that failed", lambda: stats.failures)

@@ -14,7 +14,7 @@ import jwt
 
 from crdt.access import User
 from crdt.errors import TokenExpired, Unauthenticated
-from crdt.ids import UserId
+from crdt.ids import UserId, is_text
 from crdt.revocations import TokenFacts
 from server.jwks import JwksClient
 from server.keys import GivenKey, VerifyingKey
@@ -204,12 +204,3 @@ def _seconds(claims: Mapping[str, Any], name: str) -> float | None:
     if not is_number or not 0 <= value < MAX_TIME_S:  # NaN is in no range
         raise Unauthenticated(f"the token's {name} must be a number of seconds since the epoch")
     return float(value)
-
-
-def is_text(text: str) -> bool:
-    """Whether it can be written in UTF-8. JSON can hold half a surrogate pair, UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

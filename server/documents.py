@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -57,6 +58,7 @@ class DocumentDoor:
         self._sockets = sockets
         self._hub = hub
         self._metrics = metrics
+        self._ack_seconds = metrics.ack_seconds["document"]
         self._sessions = sessions
         self._max_update_bytes = max_update_bytes
         self._durability = durability
@@ -78,7 +80,7 @@ class DocumentDoor:
         missed_by = self._sockets.post_update(
             DOCUMENT_PREFIX + str(live.name), live.readers, update, skip=sender
         )
-        self._metrics.deliveries.inc(len(live.readers) - len(missed_by) - (sender in live.readers))
+        self._metrics.delivered += len(live.readers) - len(missed_by) - (sender in live.readers)
         for sid in missed_by:
             session = self._sessions.get(ConnectionId(sid))
             if session is not None and session.missed is None:
@@ -93,7 +95,7 @@ class DocumentDoor:
         live = self._hub.find(session.document)
         if live is None:
             return
-        self._metrics.resets.labels("slow_reader").inc()
+        self._metrics.resets["slow_reader"] += 1
         self._sockets.reply(session.namespace, session.id, "sync-reset", {"reason": "slow_reader"})
         everything = merge_updates(first, live.room.diff(vector))
         self._sockets.reply(session.namespace, session.id, "sync-update", everything)
@@ -133,7 +135,7 @@ class DocumentDoor:
 
     def _tell_to_sync(self, session: Session, reason: str) -> None:
         self._sockets.post(session.namespace, [session.id], "sync-reset", {"reason": reason})
-        self._metrics.resets.labels(reason).inc()
+        self._metrics.resets[reason] += 1
 
     def _ask_again(self, session: Session, name: DocName) -> None:
         """Stock clients do not know sync-reset, but answer a sync-step-1."""
@@ -159,9 +161,9 @@ class DocumentDoor:
         try:
             vector = _bytes(args, "state_vector", self._max_update_bytes)
             answer: Any = self._room_of(session, name).room.diff(vector)
-            self._metrics.count_event("sync-step-1", "ok")
+            self._metrics.events["sync-step-1", "ok"] += 1
         except RepSyncError as exc:
-            self._metrics.count_event("sync-step-1", exc.code)
+            self._metrics.events["sync-step-1", exc.code] += 1
             answer = {"ok": False, "error": exc.to_wire()}
         self._answer(ack, answer)
 
@@ -185,6 +187,7 @@ class DocumentDoor:
         Args:
             is_answer: whether the client was asked for it.
         """
+        came_in_s = time.perf_counter()
         try:
             update = _bytes(args, "update", self._max_update_bytes)
             live = self._room_of(session, name)
@@ -193,23 +196,21 @@ class DocumentDoor:
             self._refuse(session, name, exc, ack, is_answer=is_answer)
             return
         except Exception:
-            log.exception("an update could not be handled", extra={"document": str(name)})
-            self._metrics.count_event("sync-update", "internal")
+            log.exception("an update could not be handled", extra=session.facts)
+            self._metrics.events["sync-update", "internal"] += 1
             self._answer(ack, {"ok": False, "error": INTERNAL})
             return
-        self._metrics.count_event("sync-update", "ok")
+        self._metrics.events["sync-update", "ok"] += 1
         if is_answer:
             session.ask_delay_s = 0.0
         if ack is None:
             return  # should it fail, the room's sync-reset tells
         if stored.done():
-            self._on_stored(session, name, ack, stored)
+            self._on_stored(ack, came_in_s, stored)
         else:
-            stored.add_done_callback(partial(self._on_stored, session, name, ack))
+            stored.add_done_callback(partial(self._on_stored, ack, came_in_s))
 
-    def _on_stored(
-        self, session: Session, name: DocName, ack: Ack, stored: asyncio.Future[Stored]
-    ) -> None:
+    def _on_stored(self, ack: Ack, came_in_s: float, stored: asyncio.Future[Stored]) -> None:
         error = stored.exception()
         if isinstance(error, RepSyncError):
             self._answer(ack, {"ok": False, "error": error.to_wire()})
@@ -219,6 +220,7 @@ class DocumentDoor:
             outcome = stored.result()
             durability = outcome.durability or self._durability
             self._answer(ack, {"ok": True, "seq": outcome.seq, "durability": durability})
+        self._ack_seconds.observe(time.perf_counter() - came_in_s)
 
     def _refuse(
         self,
@@ -229,7 +231,7 @@ class DocumentDoor:
         *,
         is_answer: bool,
     ) -> None:
-        self._metrics.count_event("sync-update", exc.code)
+        self._metrics.events["sync-update", exc.code] += 1
         session.allowance.charge(REFUSAL_COST)
         self._answer(ack, {"ok": False, "error": exc.to_wire()})
         if isinstance(exc, Unsynced | Unavailable):
@@ -257,10 +259,10 @@ class DocumentDoor:
             update = _bytes(args, "awareness", self._max_update_bytes)
             change = live.presence.receive(session.id, session.user, update)
         except RepSyncError as exc:
-            self._metrics.count_event("awareness-update", exc.code)
+            self._metrics.events["awareness-update", exc.code] += 1
             self._answer(ack, {"ok": False, "error": exc.to_wire()})
             return
-        self._metrics.count_event("awareness-update", "ok")
+        self._metrics.events["awareness-update", "ok"] += 1
         self._answer(ack, {"ok": True})
         if change.relay:
             self._sockets.post_volatile(

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -25,15 +25,16 @@ from crdt.errors import (
     Unavailable,
 )
 from crdt.hub import RoomHub
-from crdt.ids import ConnectionId, DocName, UserId
+from crdt.ids import ConnectionId, DocName, UserId, is_text
 from crdt.live import Connection, LiveRoom
 from crdt.ports import Committed
 from crdt.revocations import Revocation, RevocationList, TokenFacts
 from handlers.context import Services
 from handlers.registry import Registry
-from server import limits
-from server.auth import Authenticator, Identity, is_text
+from server import limits, logs
+from server.auth import Authenticator, Identity
 from server.documents import DOCUMENT_EVENTS, DOCUMENT_PREFIX, DocumentDoor
+from server.logs import Cause
 from server.metrics import Metrics
 from server.sessions import Session
 from server.settings import Settings
@@ -43,10 +44,13 @@ from server.transport.server import Ack, Excess, SocketServer
 
 if TYPE_CHECKING:
     from server.cluster.neighbours import ClusterNeighbours
+    from server.sse import EventStreams
 
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
+NOT_READING = ("slow_reader", "stalled")
+"""Why a connection is cut whose client does not take what it is sent."""
 FIRST_RELOAD_S, LAST_RELOAD_S = 0.2, 10.0
 
 
@@ -77,6 +81,8 @@ class Gateway:
         self._allowances: dict[UserId, Allowance] = {}
         self._user_rate = limits.of_user(settings)
         self.limits = limits.told(settings)
+        self.on_committed: Callable[[Committed], None] = lambda _: None
+        """Told of every change that is durable, after its room was."""
 
     def open(
         self,
@@ -84,9 +90,11 @@ class Gateway:
         hub: RoomHub,
         services: Services,
         streams: StreamHub,
+        viewers: EventStreams,
         neighbours: ClusterNeighbours | None = None,
     ) -> None:
         """Tie the knot: the parts that need the gateway are there now."""
+        self._viewers = viewers
         self._neighbours = neighbours
         self._sockets = sockets
         self._hub = hub
@@ -128,6 +136,7 @@ class Gateway:
                 continue
             for session in list(self._sessions.values()):
                 self._end_if_revoked(session)
+            self._viewers.end_if(self._is_revoked)
             return
 
     @property
@@ -142,21 +151,29 @@ class Gateway:
     # -- Door -------------------------------------------------------------------------------
 
     async def connect(self, namespace: str, sid: str, auth: Any) -> None:
-        payload = auth if isinstance(auth, dict) else {}
+        told = {"connection": sid}
         try:
-            document = _document_of(namespace)
-            token = payload.get("token")
-            identity = await self._verify(token)
-            device = _device(payload.get("device"))
-            if document is not None:
-                async with self._hub.lease(document, since_s=time.monotonic()) as live:
-                    live.demand(identity.user, Right.READ)
-                    self._hub.demand_seat(live, ConnectionId(sid))
-                self._demand_unrevoked(identity)  # it may have been while the room was loaded
+            await self._let_in(namespace, sid, auth, told)
         except RepSyncError as exc:
-            self._metrics.refused.labels(exc.code).inc()
+            # Not what the client calls things: there may be no such document, or user.
+            log.info("a client is refused", extra={**told, "code": exc.code})
             raise
-        self._demand_room_for(identity.user)
+
+    async def _let_in(self, namespace: str, sid: str, auth: Any, told: dict[str, str]) -> None:
+        """Raises RepSyncError. `told` gets what is known to be true until then."""
+        payload = auth if isinstance(auth, dict) else {}
+        document = _document_of(namespace)
+        token = payload.get("token")
+        identity = await self.identify(token)
+        told["user"] = identity.user.id
+        device = _device(payload.get("device"))
+        if document is not None:
+            async with self._hub.lease(document, since_s=time.monotonic()) as live:
+                told["document"] = str(document)
+                live.demand(identity.user, Right.READ)
+                self._hub.demand_seat(live, ConnectionId(sid))
+            self.demand_unrevoked(identity)  # it may have been while the room was loaded
+        allowance = self.seat(identity.user)
         session = Session(
             ConnectionId(sid),
             namespace,
@@ -165,36 +182,50 @@ class Gateway:
             identity.token,
             _digest(str(token)),
             identity.expires_at_s,
-            self._allowance_of(identity.user),
+            allowance,
             document,
         )
         self._sessions[session.id] = session
-        self._session_counts[session.user.id] += 1
         self._watch_expiry(session)
 
-    async def _verify(self, token: object) -> Identity:
+    async def identify(self, token: object) -> Identity:
         """Raises Unauthenticated, TokenExpired or Unavailable."""
         identity = await self._auth.verify(token)
-        self._demand_unrevoked(identity)
+        self.demand_unrevoked(identity)
         return identity
 
-    def _demand_unrevoked(self, identity: Identity) -> None:
-        refused = self._revocations.find(identity.token, self._services.clock.now_ms())
-        if refused is not None:
+    def demand_unrevoked(self, identity: Identity) -> None:
+        """Raises Unauthenticated, or Forbidden where the user has been erased."""
+        if (refused := self._refused(identity.token)) is not None:
             raise _revoked(refused)
 
-    def _demand_room_for(self, user: User) -> None:
-        if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
-            self._metrics.refused.labels(RateLimited.code).inc()
-            raise RateLimited("too many connections of one user", retry_after_ms=5_000)
+    def _refused(self, token: TokenFacts) -> Revocation | None:
+        return self._revocations.find(token, self._services.clock.now_ms())
 
-    def _allowance_of(self, user: User) -> Allowance:
-        """The one of the user's other sessions, or a full one."""
+    def _is_revoked(self, token: TokenFacts) -> bool:
+        return self._refused(token) is not None
+
+    def seat(self, user: User) -> Allowance:
+        """Count one more session of a user's, until `unseat`.
+
+        Returns: what all of the user's sessions may still send.
+        Raises:
+            RateLimited: there are as many as there may be.
+        """
+        if self._session_counts[user.id] >= self._settings.max_sessions_per_user:
+            raise RateLimited("too many connections of one user", retry_after_ms=5_000)
+        self._session_counts[user.id] += 1
         allowance = self._allowances.get(user.id)
         if allowance is None:
             now = asyncio.get_running_loop().time()
             allowance = self._allowances[user.id] = Allowance(self._user_rate, now)
         return allowance
+
+    def unseat(self, user_id: UserId) -> None:
+        self._session_counts[user_id] -= 1
+        if not self._session_counts[user_id]:
+            del self._session_counts[user_id]
+            del self._allowances[user_id]
 
     def allowance(self, sid: str) -> Allowance | None:
         session = self._sessions.get(ConnectionId(sid))
@@ -210,6 +241,7 @@ class Gateway:
         session = self._sessions.get(ConnectionId(sid))
         if session is None:
             return
+        log.info("a client is in", extra={**session.facts, "role": session.user.role})
         if session.document is not None:
             await self._documents.enter(session, session.document)
             return
@@ -244,19 +276,18 @@ class Gateway:
         self, session: Session, event: str, args: Sequence[Any], ack: Ack | None
     ) -> None:
         started = time.perf_counter()
-        if session.document is not None and event != "auth:refresh":
-            error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
-            answer: dict[str, Any] = {"ok": False, "error": error.to_wire()}
-        elif len(args) > 1:
-            invalid = Invalid.at("", "an event carries one object")
-            answer = {"ok": False, "error": invalid.to_wire()}
-        else:
-            data = args[0] if args else {}
-            session.is_revoking = event == "auth:revoke"
-            answer = await self._registry.dispatch(session.caller, self._services, event, data)
         name = event if event in self._registry.intents else "unknown"
-        self._metrics.count_event(name, "ok" if answer["ok"] else answer["error"]["code"])
-        self._metrics.ack_seconds.observe(time.perf_counter() - started)
+        data = args[0] if args else {}
+        op_id = data.get("op_id") if isinstance(data, dict) else None
+        session.event_count += 1
+        logs.cause.set(Cause(session.id, session.user.id, name, session.event_count, op_id))
+        try:
+            answer = await self._answer(session, event, args)
+        finally:
+            logs.cause.set(None)
+        code = "ok" if answer["ok"] else answer["error"]["code"]
+        self._metrics.events[name, code] += 1
+        self._metrics.ack_seconds["events"].observe(time.perf_counter() - started)
         if ack is not None:
             ack(answer)
         if session.is_revoking:
@@ -265,6 +296,17 @@ class Gateway:
         if event == "subscribe" and answer["ok"] and session.id in self._sessions:
             confirmed = {"subscribed": answer["subscribed"]}
             self._sockets.post("/", [session.id], "subscription:confirmed", confirmed)
+
+    async def _answer(self, session: Session, event: str, args: Sequence[Any]) -> dict[str, Any]:
+        if session.document is not None and event != "auth:refresh":
+            error = NotFound(f"there is no event {event[:64]!r} in a document's namespace")
+            return {"ok": False, "error": error.to_wire()}
+        if len(args) > 1:
+            invalid = Invalid.at("", "an event carries one object")
+            return {"ok": False, "error": invalid.to_wire()}
+        session.is_revoking = event == "auth:revoke"
+        data = args[0] if args else {}
+        return await self._registry.dispatch(session.caller, self._services, event, data)
 
     def caught_up(self, sids: Iterable[str]) -> None:
         for sid in sids:
@@ -279,15 +321,21 @@ class Gateway:
             notice = {"reconnect_in_ms": round(random.uniform(0, spread_ms))}
             self._sockets.post(session.namespace, [session.id], "server:draining", notice)
 
-    def disconnected(self, namespace: str, sid: str) -> None:
+    def disconnected(self, namespace: str, sid: str, reason: str) -> None:
         session = self._sessions.pop(ConnectionId(sid), None)
         if session is None:
             return
+        told = {
+            **session.facts,
+            "reason": reason,
+            "after_s": round(time.monotonic() - session.since_s, 1),
+        }
+        if reason in NOT_READING:
+            log.warning("a client that does not read is cut", extra=told)
+        else:
+            log.info("a client is gone", extra=told)
         session.stop_timers()
-        self._session_counts[session.user.id] -= 1
-        if not self._session_counts[session.user.id]:
-            del self._session_counts[session.user.id]
-            del self._allowances[session.user.id]
+        self.unseat(session.user.id)
         mine = self._by_user.get(session.user.id)
         if mine is not None:
             mine.discard(session.id)
@@ -312,12 +360,15 @@ class Gateway:
             self._streams.progress_changed(commit.doc)
         if commit.touches_access:
             self._put_out_strangers(live)
+            self._streams.access_changed(commit.doc)
+        self.on_committed(commit)
 
     def reset(self, doc: DocName, reason: str) -> None:
         live = self._hub.find(doc)
         if live is None:
             return
         self._put_out_strangers(live)  # rights may have changed while these were being moved
+        self._streams.access_changed(doc)
         for sid in list(live.readers):
             session = self._sessions.get(sid)
             if session is not None:
@@ -336,7 +387,7 @@ class Gateway:
     # -- Sessions ---------------------------------------------------------------------------
 
     async def refresh(self, connection_id: ConnectionId, token: str) -> int:
-        identity = await self._verify(token)
+        identity = await self.identify(token)
         asking = self._sessions.get(connection_id)
         if asking is None:
             raise Unauthenticated("the connection has ended")
@@ -349,7 +400,7 @@ class Gateway:
         return int(identity.expires_at_s * 1_000)
 
     def tokens(self) -> Iterable[TokenFacts]:
-        return [session.token for session in self._sessions.values()]
+        return [*(session.token for session in self._sessions.values()), *self._viewers.tokens()]
 
     def issued_until(self, user_id: UserId) -> int:
         """When the latest of a user's tokens that are in use here says that it was issued, ms since
@@ -362,15 +413,16 @@ class Gateway:
         for session in covered:
             if not session.is_revoking:
                 self._end_if_revoked(session)
+        self._viewers.end_if(revocation.covers)
         told = {"kind": revocation.kind, "id": revocation.id, "connections": len(covered)}
         log.info("tokens are revoked", extra=told)
 
     def _end_if_revoked(self, session: Session) -> None:
-        refused = self._revocations.find(session.token, self._services.clock.now_ms())
-        if refused is not None:
-            error = _revoked(refused).to_wire()
-            self._sockets.post(session.namespace, [session.id], "auth:revoked", error)
-            self._sockets.cut(session.namespace, session.id)
+        if (refused := self._refused(session.token)) is not None:
+            error = _revoked(refused)
+            self._streams.end(session.id, error)
+            self._sockets.post(session.namespace, [session.id], "auth:revoked", error.to_wire())
+            self._sockets.cut(session.namespace, session.id, "revoked")
 
     def is_here(self, connection_id: ConnectionId) -> bool:
         return connection_id in self._sessions
@@ -396,7 +448,7 @@ class Gateway:
         if Right.READ in live.room.rights(connection.user):
             return
         if connection.document:
-            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id)
+            self._sockets.cut(DOCUMENT_PREFIX + str(live.name), connection.id, "no_right")
         else:
             self._hub.leave(live.name, connection.id)
 
@@ -410,6 +462,7 @@ class Gateway:
         for name in self._hub.joined(session.id):
             if (live := self._hub.find(name)) is not None:
                 self._put_out_unless_allowed(live, session.connection)
+        self._streams.renewed(session.id)
 
     def _watch_expiry(self, session: Session) -> None:
         left_s = session.expires_at_s - time.time()
@@ -422,9 +475,10 @@ class Gateway:
         self._sockets.post(session.namespace, [session.id], "auth:expiring", notice)
 
     def _expire(self, session: Session) -> None:
-        error = TokenExpired("the token has expired").to_wire()
-        self._sockets.post(session.namespace, [session.id], "auth:expired", error)
-        self._sockets.cut(session.namespace, session.id)
+        error = TokenExpired("the token has expired")
+        self._streams.end(session.id, error)
+        self._sockets.post(session.namespace, [session.id], "auth:expired", error.to_wire())
+        self._sockets.cut(session.namespace, session.id, "token_expired")
 
 
 def _revoked(why: Revocation) -> Unauthenticated | Forbidden:

@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from crdt.errors import INTERNAL, RepSyncError
+from crdt.errors import INTERNAL, RepSyncError, Unauthenticated
 from server.settings import Settings
 from server.transport.server import SOCKET_METHODS
 
@@ -132,6 +132,18 @@ class Cors:
 
     def allows(self, origin: str | None) -> bool:
         return origin is not None and ("*" in self._origins or origin in self._origins)
+
+
+def bearer_token(request: web.Request) -> str:
+    """The token of a request: in its header, never in its address, which ends up in logs.
+
+    Raises:
+        Unauthenticated: there is none.
+    """
+    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").strip().partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("a token is needed: Authorization: Bearer <token>")
+    return token.strip()
 
 
 def error_response(

@@ -19,6 +19,7 @@ import aiohttp
 import jwt
 
 from crdt.errors import Unauthenticated, Unavailable
+from server.breaker import Breaker, BreakerOpen
 from server.keys import KeySet, KeySetError, VerifyingKey, read_key_set
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,17 @@ class JwksClient:
         self._now = now
         self._keys: KeySet | None = None
         self._fetched_at = 0.0
-        self._failures = 0
+        self._took_s: float | None = None
+        # Whoever asks, the endpoint is left alone for a while after each fetch that failed.
+        self.breaker = Breaker(
+            "the key set",
+            threshold=1,
+            first_open_s=min(FIRST_RETRY_S, lifetime_s),
+            longest_open_s=min(LAST_RETRY_S, lifetime_s),
+            now=now,
+        )
         self._error: str | None = "not fetched yet"
-        self._has_told_the_end = False
+        self._is_failing = self._has_told_the_end = False
         self._due = self._look_again_at = now()
         self._fetching: asyncio.Task[None] | None = None
         self.fetches: Counter[str] = Counter()
@@ -124,7 +133,10 @@ class JwksClient:
             "kind": "jwks",
             "state": "healthy" if keys is not None and self._error is None else "degraded",
             "keys": keys.count if keys is not None else 0,
+            "breaker": self.breaker.state,
         }
+        if self._took_s is not None:
+            report["latency_ms"] = round(self._took_s * 1_000, 3)
         if self._keys is not None:
             report["age_s"] = round(self._now() - self._fetched_at, 1)
         if self._error is not None:
@@ -148,9 +160,13 @@ class JwksClient:
                 return
         if key_id is None and self.is_ready:
             return
-        if self._now() >= self._look_again_at:
+        if self._now() >= self._look_again_at and not self.breaker.retry_in_s:
             self._look_again_at = self._now() + self._cool_down_s
             await self._fetch()
+
+    async def fetch(self) -> None:
+        """Fetch the keys now, whatever is at hand; `report` tells how that went."""
+        await self._fetch()
 
     # -- fetching ---------------------------------------------------------------------------
 
@@ -169,7 +185,13 @@ class JwksClient:
 
     async def _renew(self) -> None:
         try:
-            self._take(read_key_set(await self._download()))
+            with self.breaker.attempt():
+                started = time.perf_counter()
+                keys = read_key_set(await self._download())
+                self._took_s = time.perf_counter() - started
+                self._take(keys)
+        except BreakerOpen:
+            pass  # asked for by a token, too early; `_due` is when it is tried again
         except KeySetError as exc:
             self._fail(str(exc))
         except TimeoutError:
@@ -204,18 +226,17 @@ class JwksClient:
         elif self._error is not None:
             log.info("the key set can be fetched again")
         self._keys, self._error = keys, None
-        self._failures, self._has_told_the_end = 0, False
+        self._is_failing = self._has_told_the_end = False
         self._fetched_at = self._now()
         self._due = self._fetched_at + self._lifetime_s * REFRESH_AT
 
     def _fail(self, error: str) -> None:
         self.fetches["failed"] += 1
-        if not self._failures:
+        if not self._is_failing:
+            self._is_failing = True
             log.warning("the key set cannot be fetched", extra={"cause": error})
         if not self.is_ready and not self._has_told_the_end:
             self._has_told_the_end = True
             log.error("no token can be checked: there are no keys", extra={"cause": error})
         self._error = error
-        retry_s = min(FIRST_RETRY_S * 2.0**self._failures, LAST_RETRY_S, self._lifetime_s)
-        self._failures = min(self._failures + 1, 10)
-        self._due = self._now() + retry_s
+        self._due = self.breaker.retry_at_s

@@ -42,12 +42,22 @@ class Session:
     since the last that was taken."""
     since_s: float = field(default_factory=time.monotonic)
     """When it connected; monotonic."""
+    event_count: int = 0
+    """How many JSON events it has sent."""
     is_revoking: bool = False
     """Whether it waits for the ack of an `auth:revoke`, which it gets even if that ends it."""
 
     @property
     def connection(self) -> Connection:
         return Connection(self.id, self.user, self.device, document=self.document is not None)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a log line says of it."""
+        facts = {"connection": str(self.id), "user": str(self.user.id)}
+        if self.document is not None:
+            facts["document"] = str(self.document)
+        return facts
 
     @property
     def caller(self) -> Caller:

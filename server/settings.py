@@ -51,8 +51,13 @@ class Settings(BaseSettings):
     redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "repsync"
     bus_secret: SecretStr | None = None
     embedded_worker: bool = True
+    worker_metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     spool_max_bytes: Annotated[int, Field(ge=64 * 1024)] = 256 * 1024 * 1024
     backlog_max_bytes: Annotated[int, Field(ge=64 * 1024)] = 512 * 1024 * 1024
+
+    alert_webhook_url: SecretStr | None = None
+    alert_webhook_secret: SecretStr | None = None
+    sentry_dsn: SecretStr | None = None
 
     room_idle_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     compact_after: Annotated[int, Field(ge=1)] = 500
@@ -145,6 +150,8 @@ class Settings(BaseSettings):
             )
         if self.bus_secret and len(self.bus_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise SettingsError("BUS_SECRET is shorter than the 32 bytes that it should have")
+        if self.alert_webhook_url is not None:
+            self._check_webhook(self.alert_webhook_url.get_secret_value())
         if self.mongodb_uri is not None:
             self._check_mongodb(self.mongodb_uri.get_secret_value())
         keys = [name.upper() for name in KEY_SETTINGS if getattr(self, name)]
@@ -156,7 +163,10 @@ class Settings(BaseSettings):
         if self.jwt_jwks_url:
             _check_key_set_url(self.jwt_jwks_url)
         if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
-            raise SettingsError("JWT_SECRET is shorter than the 32 bytes that HS256 asks for")
+            raise SettingsError(
+                "JWT_SECRET is shorter than the 32 bytes that HS256 asks for:"
+                " openssl rand -base64 48 makes a good one"
+            )
         if not self.is_loopback and not keys:
             raise SettingsError(
                 f"HOST is {self.host}, which others can reach, and no key is configured:"
@@ -171,6 +181,23 @@ class Settings(BaseSettings):
                 f"MAX_DOCUMENT_BYTES is {self.max_document_bytes}; with MONGODB_URI it may be"
                 f" {MAX_MONGODB_DOCUMENT_BYTES}, or a change could be larger than one record of"
                 " MongoDB's"
+            )
+
+    def _check_webhook(self, url: str) -> None:
+        """The URL is not repeated: with some receivers it is all that one needs to know."""
+        try:
+            parts = urlsplit(url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+            _ = parts.port
+        except ValueError:
+            is_url = False
+        if not is_url or any(map(str.isspace, url)):
+            raise SettingsError("ALERT_WEBHOOK_URL must be an https:// or http:// URL")
+        secret = self.alert_webhook_secret
+        if secret is None or len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise SettingsError(
+                "ALERT_WEBHOOK_URL is set, and ALERT_WEBHOOK_SECRET has not the 32 bytes that it"
+                " should have: alerts are signed with it"
             )
 
     @property

@@ -1,4 +1,5 @@
-"""The worker as a process of its own: the shared log to MongoDB, and nothing else.
+"""The worker as a process of its own: the shared log to MongoDB, and nothing else. With
+`WORKER_METRICS_PORT` it tells Prometheus of that.
 
 It owns nothing: what it has begun when it dies another one takes over, and two at the same document
 do not harm each other.
@@ -9,10 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from uuid import uuid4
 
+from aiohttp import web
+
 from crdt.ids import DocName
+from server import VERSION, http, http_rules, instruments, logs
 from server.cluster.connection import AWAY, connect
 from server.cluster.envelope import Sealer
 from server.cluster.log import RedisLog
@@ -20,7 +26,8 @@ from server.cluster.mover import Mover, Worker
 from server.cluster.neighbours import pack_message
 from server.cluster.record import open_record
 from server.cluster.tasks import end
-from server.settings import Settings
+from server.metrics import Metrics
+from server.settings import Settings, SettingsError
 from server.signals import until_stopped
 from server.storage.mongo import MongoStore
 
@@ -40,6 +47,7 @@ async def work(settings: Settings) -> int:
     store = MongoStore(settings.mongodb_uri.get_secret_value())
     redis_log = RedisLog(redis, settings.redis_prefix)
     name = f"worker-{uuid4().hex[:12]}"
+    logs.name_instance(name)
     telling: set[asyncio.Task[None]] = set()
 
     async def tell(doc: DocName, epoch: str, upto: int) -> None:
@@ -56,12 +64,42 @@ async def work(settings: Settings) -> int:
     worker = Worker(mover, redis_log, store, consumer=name, compact_after=settings.compact_after)
     try:
         await store.open()
-        stop = until_stopped()
-        working = asyncio.create_task(worker.run(), name="worker")
-        log.info("working", extra={"worker": name})
-        await stop.wait()
-        await end(working)
+        async with _shown(settings, mover, worker) as port:
+            stop = until_stopped()
+            working = asyncio.create_task(worker.run(), name="worker")
+            log.info("working", extra={"version": VERSION, "metrics_port": port})
+            await stop.wait()
+            await end(working)
     finally:
         await store.close()
         await redis.aclose()
     return 0
+
+
+@asynccontextmanager
+async def _shown(settings: Settings, mover: Mover, worker: Worker) -> AsyncIterator[int | None]:
+    """`/metrics`, on all addresses of this port, as long as the block runs."""
+    port = settings.worker_metrics_port
+    if port is None:
+        yield None
+        return
+    metrics = Metrics()
+    instruments.show_process(metrics)
+    mover.watch(metrics)
+    worker.watch(metrics)
+    app = web.Application(client_max_size=http_rules.MAX_BODY_BYTES)
+    http_rules.apply(app, settings)
+    http.add_metrics(app, metrics)
+    runner = http_rules.make_runner(app, settings, shutdown_timeout_s=0.5)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, None, port).start()
+        except OSError as exc:
+            raise SettingsError(
+                f"cannot listen on port {port}: {exc.strerror or exc};"
+                " set WORKER_METRICS_PORT to a free one"
+            ) from exc
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

@@ -131,8 +131,14 @@ class Bus:
 
         self.publish_latency_s: float | None = None
         """How long Redis took to confirm the last heartbeat that it confirmed."""
+        self.lag_s = 0.0
+        """How long the last heartbeat of our own was under way, from us to us."""
+        self._published_at_s = 0.0
         self.last_error: str | None = None
         """Why nothing is heard or published now. It may be shown to anybody."""
+        self.publish_error: str | None = None
+        """Why the last heartbeat could not be published, likewise. It went the way of everything
+        that Redis is asked for."""
 
     async def open(self) -> None:
         """Start. Redis may be away."""
@@ -357,7 +363,7 @@ class Bus:
         await self._publish(GOODBYE)
 
     async def _publish(self, kind: str, *more: Any) -> None:
-        started_s = time.monotonic()
+        started_s = self._published_at_s = time.monotonic()
         try:
             data = msgpack.packb([VERSION, kind, self._instance, *more])
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
@@ -370,10 +376,11 @@ class Bus:
                 else:
                     await self._redis.publish(self._heartbeat_channel, data)
             self.publish_latency_s = time.monotonic() - started_s
+            self.publish_error = None
         except (exceptions.RedisError, OSError) as exc:
-            self.last_error = explain(exc)
+            self.last_error = self.publish_error = explain(exc)
         except Exception:
-            self.last_error = explain(None)
+            self.last_error = self.publish_error = explain(None)
             log.exception("a heartbeat could not be made")
 
     def _take_heartbeat(self, data: bytes) -> bool:
@@ -398,6 +405,7 @@ class Bus:
     def _hear_our_own(self) -> None:
         now_s = time.monotonic()
         silent_s, self._heard_at_s = now_s - self._heard_at_s, now_s
+        self.lag_s = now_s - self._published_at_s
         if not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + self._deaf_after_s)
         if self._failures:

@@ -30,6 +30,7 @@ from crdt.ids import DocName
 from crdt.replica import Replica
 from server.cluster.connection import unavailable
 from server.cluster.log import Head, Record, RedisLog, Task
+from server.metrics import Metrics
 from server.storage.mongo import Last, MongoStore
 from server.storage.mongo_log import Damaged
 
@@ -200,6 +201,15 @@ class Mover:
         assert last is not None
         return last
 
+    def watch(self, metrics: Metrics) -> None:
+        """Show what is counted here."""
+        metrics.total("repsync_moved_records", "Records moved to MongoDB", lambda: self.moved)
+        metrics.watch(
+            "repsync_quarantined_documents",
+            "Documents that are not moved to MongoDB: their log is damaged",
+            lambda: len(self.quarantined),
+        )
+
     def _quarantine(self, doc: DocName, why: str) -> None:
         if doc not in self.quarantined:
             log.error(
@@ -290,6 +300,24 @@ class Worker:
             self._mover.moved,
             self._failures,
             len(self._mover.quarantined),
+        )
+
+    def watch(self, metrics: Metrics) -> None:
+        """Show what is counted here."""
+        metrics.watch(
+            "repsync_backlog_documents",
+            "Documents that wait for the worker",
+            lambda: self.backlog.waiting,
+        )
+        metrics.watch(
+            "repsync_backlog_age_seconds",
+            "Since when the one that waits longest does",
+            lambda: self.backlog.oldest_s,
+        )
+        metrics.total(
+            "repsync_worker_failures",
+            "Documents and rounds that a worker could not finish",
+            lambda: self.backlog.failures,
         )
 
     async def run(self) -> None:

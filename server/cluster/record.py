@@ -138,6 +138,7 @@ def foreign_of(draft: Mapping[str, Any], pos: int) -> Foreign:
         mongo_log.client_ids_of(draft),
         mongo_log.removed_exercises_of(draft),
         mongo_log.awards_of(draft),
+        draft["entries"][0]["at_ms"] if draft["entries"] else 0,
     )
 
 

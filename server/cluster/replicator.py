@@ -28,10 +28,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from crdt.errors import Conflict, Gone, Invalid, NotFound, Outdated, Unavailable, Unsynced
+from crdt.errors import (
+    Conflict,
+    DocumentDamaged,
+    Gone,
+    Invalid,
+    NotFound,
+    Outdated,
+    Unavailable,
+    Unsynced,
+)
 from crdt.ids import DocName
 from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
 from crdt.records import Award
+from server.breaker import BreakerState
 from server.cluster.books import Books
 from server.cluster.bus import Bus, explain
 from server.cluster.connection import AWAY
@@ -182,6 +192,7 @@ class Replicator:
         self._tails_bytes = 0
         self._away_since: float | None = None
         self._why_away: str | None = None
+        self._is_healing = False
         self._unmoved: set[DocName] = set()
         """Written to since the workers were told last."""
         self._has_unmoved = asyncio.Event()
@@ -218,6 +229,14 @@ class Replicator:
         return self._why_away
 
     @property
+    def breaker(self) -> BreakerState:
+        """The same as a breaker's state: open while appends go to the spool, half open while Redis
+        answers, and is given what is in there."""
+        if self._away_since is None:
+            return BreakerState.CLOSED
+        return BreakerState.HALF_OPEN if self._is_healing else BreakerState.OPEN
+
+    @property
     def hosted_count(self) -> int:
         return len(self._hosted)
 
@@ -225,6 +244,10 @@ class Replicator:
     def tails_bytes(self) -> int:
         """What is not known to be in MongoDB, of all documents here."""
         return self._tails_bytes
+
+    @property
+    def max_tails_bytes(self) -> int:
+        return self._max_tails_bytes
 
     async def demand_memory(self) -> None:
         """Before something is read anew into Redis that it has not: see that it was not emptied.
@@ -272,7 +295,7 @@ class Replicator:
                     self.release(doc)  # unless somebody tries again, as who is in the room will
                 if isinstance(exc, Damaged):
                     log.exception("a record is damaged", extra={"document": str(doc)})
-                    raise Unavailable(f"{doc} is damaged in the log") from exc
+                    raise DocumentDamaged(f"{doc} is damaged in the log") from exc
                 raise
             if loaded is None:
                 self._displace(hosted)
@@ -867,6 +890,7 @@ class Replicator:
             self._wake.clear()
             try:
                 answered_s = await self._ping()
+                self._is_healing = True
                 with contextlib.suppress(Emptied):  # what is held here is to be given back
                     await self._memory.look()
                 behind = [hosted.doc for hosted in self._hosted.values() if hosted.is_behind]
@@ -878,6 +902,8 @@ class Replicator:
             else:
                 if answered_s < SLOW_S and not self._memory.is_settling:
                     self._is_back()
+            finally:
+                self._is_healing = False
             if self.is_away or self._spool.count or any(h.is_behind for h in self._hosted.values()):
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 1.5, LAST_RETRY_S)

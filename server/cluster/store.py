@@ -20,7 +20,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,8 +30,20 @@ import msgpack
 from crdt.errors import Gone, Unavailable
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import SERVER, Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import (
+    SERVER,
+    TRAINING_ROLES,
+    Answer,
+    Append,
+    Durability,
+    Entry,
+    Loaded,
+    Stored,
+    Summary,
+    Training,
+)
 from crdt.revocations import Revocation
+from server.breaker import Breaker
 from server.cluster.books import Book, Books, Prize, Row, Seed
 from server.cluster.bus import Bus
 from server.cluster.connection import AWAY, Connection, connect
@@ -39,6 +51,7 @@ from server.cluster.envelope import Malformed, Sealer, unpack_update
 from server.cluster.log import RedisLog
 from server.cluster.mover import Mover, Worker
 from server.cluster.neighbours import ClusterNeighbours, Here
+from server.cluster.peers import Peers
 from server.cluster.record import open_record
 from server.cluster.replicator import Replicator
 from server.cluster.tasks import end
@@ -52,6 +65,8 @@ from server.storage.spool import Spool
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S, ANSWER_AGAIN_AFTER_S = 0.25, 2.0
+BACKLOG_DEGRADED, BACKLOG_OLD_S = 0.5, 60.0
+ENDED = ("completed", "abandoned")
 SEED_TIMEOUT_S, SEED_AGAIN_AFTER_S = 1.5, 2.0
 
 
@@ -81,6 +96,10 @@ class ClusterStore:
     ) -> None:
         self.stats: StoreStats = store.stats
         self.settles_after_s = store.timeout_s
+        self.breaker: Breaker | None = store.breaker
+        self.describe: Callable[[], Mapping[str, Any]] = dict
+        """What this instance tells the others of itself, with each heartbeat."""
+        self._peers = Peers()
         self._redis = redis
         self._store = store
         self._spool = spool
@@ -92,6 +111,8 @@ class ClusterStore:
             self._missed,
             heartbeat_channel=f"{prefix}:alive",
             instance=instance,
+            state=lambda: self.describe(),
+            on_peer=self._peers.heard,
             on_peer_lost=self._peer_lost,
         )
         self._mover = Mover(self._log, store, partial(open_record, sealer), on_moved=self._moved)
@@ -185,6 +206,7 @@ class ClusterStore:
             self._here.reload_revocations()
 
     def _peer_lost(self, instance: str) -> None:
+        self._peers.gone(instance)
         self.neighbours.gone(instance)
 
     def _moved(self, doc: DocName, epoch: str, upto: int) -> None:
@@ -309,6 +331,30 @@ class ClusterStore:
         await self._list(user_id)
         return await self._store.summaries(user_id, kind, limit=limit, before=before)
 
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        await self._see_that_sets_are_moved(user_id, limit)
+        return await self._store.training(user_id, limit=limit, circles=circles)
+
+    async def _see_that_sets_are_moved(self, user_id: UserId, limit: int) -> None:
+        """Let MongoDB have what was done in workouts that have not ended, wherever that is, or that
+        are open here."""
+        newest = await self.summaries(user_id, DocKind.WORKOUT, limit=limit)
+        docs = [
+            summary.doc
+            for summary, role in newest
+            if role in TRAINING_ROLES
+            and (summary.status not in ENDED or self._replicator.holds(summary.doc))
+        ]
+        if self._replicator.is_away:
+            return  # what is in MongoDB is all that can be shown
+        try:
+            for doc in docs:
+                await self._mover.move(doc)
+        except AWAY as exc:
+            self._replicator.went_away(exc)
+
     async def summary(self, doc: DocName) -> Summary | None:
         await self._see_that_it_is_moved(doc)
         return await self._store.summary(doc)
@@ -408,37 +454,128 @@ class ClusterStore:
 
     def watch(self, metrics: Metrics) -> None:
         """Show what is counted here."""
-        for name, text, read in (
+        gauges: list[tuple[str, str, Callable[[], float]]] = [
             ("spool_records", "Records that wait for the shared log", lambda: self._spool.count),
-            ("spool_bytes", "What they take", lambda: self._spool.size_bytes),
-            ("bus_deaf_seconds", "Since something was heard", lambda: self._bus.deaf_s),
-            ("bus_instances", "Instances that are heard of", lambda: len(self._bus.peers) + 1),
+            ("spool_bytes", "What the records in the spool take", lambda: self._spool.size_bytes),
+            (
+                "bus_deaf_seconds",
+                "Since the bus brought a heartbeat of our own",
+                lambda: self._bus.deaf_s,
+            ),
+            (
+                "bus_instances",
+                "Instances that are heard of, this one included",
+                lambda: len(self._bus.peers) + 1,
+            ),
             (
                 "shared_log_away",
                 "Whether appends go to the spool",
                 lambda: self._replicator.is_away,
             ),
-            ("hosted_documents", "Documents followed", lambda: self._replicator.hosted_count),
+            (
+                "hosted_documents",
+                "Documents whose shared log is followed",
+                lambda: self._replicator.hosted_count,
+            ),
             (
                 "unpersisted_bytes",
                 "Records that may be in the shared log alone",
                 lambda: self._replicator.tails_bytes,
             ),
-        ):
-            metrics.watch(f"repsync_{name}", text, read, None)
+            (
+                "bus_lag_seconds",
+                "How long the last heartbeat was under way, from this instance to itself",
+                lambda: self._bus.lag_s,
+            ),
+        ]
+        for name, text, read in gauges:
+            metrics.watch(f"repsync_{name}", text, read)
+        self._mover.watch(metrics)
+        if self._worker is not None:
+            self._worker.watch(metrics)
 
-    def report(self) -> dict[str, Any]:
-        """The shared log as a dependency in the health report."""
-        error = self._replicator.why_away or self._bus.last_error
+    @property
+    def peers(self) -> list[dict[str, Any]]:
+        """The other instances, as they say they are."""
+        return self._peers.shown(self._bus.peers, time.monotonic())
+
+    @property
+    def quarantined(self) -> Mapping[DocName, str]:
+        """Documents of which nothing is moved to MongoDB any more, and why."""
+        return self._mover.quarantined
+
+    @property
+    def spool_quarantined(self) -> int:
+        """How many spooled records are damaged and set aside."""
+        return self._spool.quarantined
+
+    @property
+    def spool_bytes(self) -> int:
+        return self._spool.size_bytes
+
+    @property
+    def deaf_s(self) -> float:
+        return self._bus.deaf_s
+
+    @property
+    def oldest_spooled_ms(self) -> int | None:
+        """When the record was spooled that waits longest for the shared log, ms since the epoch."""
+        return self._spool.oldest_at_ms
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """What is shared, as dependencies in the health report: the log in Redis, the channels, and
+        what has still to be moved to MongoDB."""
+        return {"redis": self._report_log(), "bus": self._report_bus(), "backlog": self._backlog()}
+
+    def _report_log(self) -> dict[str, Any]:
+        error = self._replicator.why_away or self._bus.publish_error
         report: dict[str, Any] = {
             "kind": "redis",
-            "state": "degraded" if error or self._replicator.is_away or self.is_deaf else "healthy",
+            "state": "degraded" if error or self._replicator.is_away else "healthy",
+            "breaker": self._replicator.breaker,
             "latency_ms": round((self._bus.publish_latency_s or 0.0) * 1_000, 3),
             "deaf_s": round(self._bus.deaf_s, 1),
             "spool_records": self._spool.count,
             "spool_bytes": self._spool.size_bytes,
+            "spool_max_bytes": self._spool.max_bytes,
             "instances": len(self._bus.peers) + 1,
         }
         if error:
             report["error"] = error
+        return report
+
+    def _report_bus(self) -> dict[str, Any]:
+        error = self._bus.last_error
+        report: dict[str, Any] = {
+            "kind": "redis",
+            "state": "degraded" if error or self.is_deaf else "healthy",
+            "latency_ms": round(self._bus.lag_s * 1_000, 3),
+            "deaf_s": round(self._bus.deaf_s, 1),
+            "is_deaf": self.is_deaf,
+        }
+        if error:
+            report["error"] = error
+        return report
+
+    def _backlog(self) -> dict[str, Any]:
+        size_bytes, most = self._replicator.tails_bytes, self._replicator.max_tails_bytes
+        report: dict[str, Any] = {
+            "state": "healthy",
+            "bytes": size_bytes,
+            "max_bytes": most,
+            "quarantined": len(self._mover.quarantined),
+        }
+        if self._worker is not None:
+            backlog = self._worker.backlog
+            report |= {
+                "waiting": backlog.waiting,
+                "oldest_s": round(backlog.oldest_s, 1),
+                "failures": backlog.failures,
+            }
+        if size_bytes >= BACKLOG_DEGRADED * most:
+            report["error"] = "more than half of what may wait for MongoDB does"
+        elif report.get("oldest_s", 0.0) > BACKLOG_OLD_S:
+            report["error"] = "records wait long for MongoDB"
+        if "error" in report:
+            report["state"] = "degraded"
         return report

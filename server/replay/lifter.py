@@ -55,13 +55,18 @@ class Stopwatch:
 class Lifter:
     """One user with a phone and a watch. The phone stays connected as long as the block runs.
 
-    Each device goes to the next one of `urls` and stays there, as behind a load balancer.
+    Each device goes to the next one of `urls` and stays there, as behind a load balancer. `pace` is
+    how many sets a second they do at most; without one they never rest.
     """
 
-    def __init__(self, urls: Sequence[str], sign: Sign, user_id: str) -> None:
+    def __init__(
+        self, urls: Sequence[str], sign: Sign, user_id: str, *, pace: float | None = None
+    ) -> None:
         self.user_id = user_id
         self.trainer_id = f"{user_id}-trainer"
         self.tally = Tally()
+        self._rest_s = 0.0 if pace is None else 1 / pace
+        self._rested_at = 0.0
         self._urls = itertools.cycle(urls)
         self._sign = sign
         token = sign(user_id, "user")
@@ -86,6 +91,13 @@ class Lifter:
     ) -> None:
         await self.watch.client.close()
         await self.phone.close()
+
+    async def rest(self) -> None:
+        """Wait until the next set is done: one after the other, whichever device it goes to."""
+        if self._rest_s:
+            now = time.monotonic()
+            self._rested_at = max(self._rested_at, now) + self._rest_s
+            await asyncio.sleep(self._rested_at - now)
 
     def laptop(self, name: DocName) -> Laptop:
         """The lifter's laptop with a document open, not yet connected."""

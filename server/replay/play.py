@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -16,12 +16,13 @@ from aiohttp import web
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from crdt.schema import Visibility
 from server.app import create_app
 from server.auth import Authenticator
 from server.http_rules import make_runner
 from server.replay.check import Problem, check_records, check_workout, told_records
 from server.replay.devices import CallFailed, Lost, Refused
-from server.replay.exports import LoggedWorkout, NotAnExport, TrainingExport, read_export
+from server.replay.exports import LoggedWorkout, NotAnExport, read_export
 from server.replay.lifter import Lifter
 from server.replay.plan import plan_workout
 from server.replay.report import Report
@@ -46,6 +47,7 @@ async def replay(
     user_id: str | None = None,
     limit: int | None = None,
     seed: int = 1,
+    pace: float | None = None,
 ) -> int:
     """Play an export, check what came out, and print a report.
 
@@ -55,6 +57,7 @@ async def replay(
         user_id: whose training it is; on a running server somebody new unless given.
         limit: play the first so many workouts only.
         seed: the same seed has the same accidents in the same places.
+        pace: sets a second; without one it goes as fast as it can.
     Returns: 0 when nothing was lost, doubled or unequal, 1 otherwise, 2 when it cannot be played.
     Raises:
         SettingsError: tokens cannot be signed here.
@@ -66,51 +69,50 @@ async def replay(
     try:
         async with _server(settings, urls) as (base_urls, auth):
             who = user_id or (f"lifter-{uuid4().hex[:8]}" if urls else DEFAULT_USER_ID)
-            lifter = Lifter(base_urls, lambda id_, role: auth.sign(id_, role=role), who)
+            lifter = Lifter(base_urls, lambda id_, role: auth.sign(id_, role=role), who, pace=pace)
             async with lifter:
-                playback = _Playback(
-                    export,
+                playback = Playback(
                     lifter,
-                    path.name,
-                    limit=limit,
+                    Report(
+                        f"{path.name} ({export.app.title()}) as {who}", export.skipped, lifter.tally
+                    ),
                     seed=seed,
                     may_have_trained=bool(urls) and user_id is not None,
                 )
-                report = await playback.play()
+                workouts = [fitted(workout) for workout in export.workouts[:limit]]
+                report = await playback.play(_with_progress(workouts))
     except Refused as exc:
         return _refuse(f"{', '.join(urls) or 'the server'}: {exc}")
     report.show(Console(file=sys.stdout))
     return report.exit_code
 
 
-class _Playback:
-    """All workouts of an export, one after the other: a lifter has one active at a time."""
+class Playback:
+    """Workouts one after the other: a lifter has one active at a time."""
 
     def __init__(
         self,
-        export: TrainingExport,
         lifter: Lifter,
-        name: str,
+        report: Report,
         *,
-        limit: int | None,
         seed: int,
         may_have_trained: bool,
+        visibility: Visibility = "private",
     ) -> None:
         self._may_have_trained = may_have_trained
-        self._workouts = [fitted(workout) for workout in export.workouts[:limit]]
+        self._visibility: Visibility = visibility
         self._lifter = lifter
         self._seed = seed
         self._best: Best = {}
         self._told: list[tuple[str, str, float]] = []
         self._volume_kg = Fraction(0)
-        self._report = Report(
-            f"{name} ({export.app.title()}) as {lifter.user_id}", export.skipped, lifter.tally
-        )
+        self._report = report
 
-    async def play(self) -> Report:
+    async def play(self, workouts: Iterable[LoggedWorkout]) -> Report:
+        """Play them until one fails. Returns: the report, with what was found."""
         report = self._report
         templates: dict[str, dict[str, Any]] = {}
-        for index, workout in _with_progress(self._workouts):
+        for index, workout in enumerate(workouts):
             try:
                 if workout.title not in templates:
                     templates[workout.title] = await self._make_template(workout)
@@ -144,7 +146,9 @@ class _Playback:
         self, index: int, workout: LoggedWorkout, template: dict[str, Any]
     ) -> None:
         plan = plan_workout(workout, self._best, seed=self._seed, index=index)
-        session = Session(self._lifter, plan, template, _where(index, workout))
+        session = Session(
+            self._lifter, plan, template, _where(index, workout), visibility=self._visibility
+        )
         seen = await session.play()
         self._report.problems += [*session.problems, *check_workout(seen)]
         self._told += told_records(seen)
@@ -163,6 +167,20 @@ async def _server(
     if urls:
         yield [url.rstrip("/") for url in urls], Authenticator.from_settings(settings)
         return
+    async with temporary_server(settings) as (url, auth):
+        yield [url], auth
+
+
+@asynccontextmanager
+async def temporary_server(
+    settings: Settings, port: int = 0
+) -> AsyncIterator[tuple[str, Authenticator]]:
+    """A server in this process, on this machine's own address, gone at the end with its data.
+
+    Yields its address, and who signs tokens for it.
+    Raises:
+        OSError: it cannot listen on the port.
+    """
     with tempfile.TemporaryDirectory(prefix="repsync-replay-") as folder:
         own = settings.model_copy(
             update={
@@ -175,15 +193,15 @@ async def _server(
         runner = make_runner(create_app(own), own, shutdown_timeout_s=1.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, own.host, 0).start()
-            port = runner.addresses[0][1]
-            yield [f"http://{own.host}:{port}"], Authenticator.from_settings(own)
+            await web.TCPSite(runner, own.host, port).start()
+            url = f"http://{own.host}:{runner.addresses[0][1]}"
+            yield url, Authenticator.from_settings(own)
         finally:
             await runner.cleanup()
 
 
-def _with_progress(workouts: list[LoggedWorkout]) -> Iterator[tuple[int, LoggedWorkout]]:
-    """The workouts by index, while a bar on the terminal shows how far they are."""
+def _with_progress(workouts: Sequence[LoggedWorkout]) -> Iterator[LoggedWorkout]:
+    """The workouts, while a bar on the terminal shows how far they are."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("sets"), TimeElapsedColumn())
     what = TextColumn("{task.description}", markup=False)
@@ -191,9 +209,9 @@ def _with_progress(workouts: list[LoggedWorkout]) -> Iterator[tuple[int, LoggedW
         what, *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         bar = progress.add_task("", total=sum(len(workout.sets) for workout in workouts))
-        for index, workout in enumerate(workouts):
+        for workout in workouts:
             progress.update(bar, description=workout.title)
-            yield index, workout
+            yield workout
             progress.advance(bar, len(workout.sets))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from crdt import ids, order
+from crdt.schema import Visibility
 from server.replay.check import Evidence, Problem, Told, check_carried_over, workout_document
 from server.replay.lifter import SETTLING_S, Laptop, Lifter, Stopwatch, becomes, read_until
 from server.replay.plan import Correct, Log, Mishap, Move, Pause, PlannedSet, WorkoutPlan
@@ -20,7 +21,13 @@ class Session:
     """Plays one planned workout, made from a template (its snapshot)."""
 
     def __init__(
-        self, lifter: Lifter, plan: WorkoutPlan, template: Mapping[str, Any], where: str
+        self,
+        lifter: Lifter,
+        plan: WorkoutPlan,
+        template: Mapping[str, Any],
+        where: str,
+        *,
+        visibility: Visibility = "private",
     ) -> None:
         self.problems: list[Problem] = []
         self._lifter = lifter
@@ -28,6 +35,7 @@ class Session:
         self._plan = plan
         self._template = template
         self._where = where
+        self._visibility = visibility
         self._workout_id = str(uuid4())
         self._laptop: Laptop = lifter.laptop(ids.workout(self._workout_id))
         self._to_laptop, self._to_phone = Stopwatch(lifter.tally), Stopwatch(lifter.tally)
@@ -69,7 +77,9 @@ class Session:
     # -- begin and end ----------------------------------------------------------------------
 
     async def _begin(self) -> None:
-        made = await self._do("workout:create", template_id=self._template["id"])
+        made = await self._do(
+            "workout:create", template_id=self._template["id"], visibility=self._visibility
+        )
         workout = made["workout"]
         self.problems += check_carried_over(self._where, self._template, workout)
         self._exercise_ids = {item["name"]: item["id"] for item in workout["exercises"]}
@@ -178,10 +188,13 @@ class Session:
 
     async def _log_on_phone(self, sets: Iterable[PlannedSet]) -> None:
         for planned in sets:
+            await self._lifter.rest()
             self._time_to_laptop(planned)
             await self._do("workout:set:complete", **self._completed(planned))
 
-    async def _log_on_watch(self, sets: Iterable[PlannedSet], act: Log) -> None:
+    async def _log_on_watch(self, sets: Sequence[PlannedSet], act: Log) -> None:
+        for _ in sets:
+            await self._lifter.rest()
         for planned in sets:
             if act.watch == "online":
                 self._time_to_laptop(planned)
@@ -194,6 +207,7 @@ class Session:
 
     async def _log_on_laptop(self, sets: Iterable[PlannedSet]) -> None:
         for planned in sets:
+            await self._lifter.rest()
             exercise_id = self._exercise_ids[planned.logged.exercise]
             if self._laptop.client.is_connected:
                 # Nobody logs a set of what their screen does not show yet.

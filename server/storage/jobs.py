@@ -6,14 +6,25 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Member
-from crdt.errors import Conflict, Gone, Unavailable
+from crdt.errors import Conflict, DocumentDamaged, Gone
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Append, Entry, Loaded, Stored, Summary
+from crdt.ports import (
+    TRAINING_ROLES,
+    Append,
+    Best,
+    Entry,
+    Loaded,
+    Stored,
+    Summary,
+    Trained,
+    Training,
+)
+from crdt.progress import best_first
 from crdt.records import Award, RecordType, Score
 from crdt.revocations import Revocation, hidden
 
@@ -103,7 +114,7 @@ def load(db: sqlite3.Connection, doc: DocName) -> Loaded | None:
 def _check(doc: DocName, seq: int, data: bytes, crc: int) -> None:
     if zlib.crc32(data) != crc:
         log.error("a stored record is damaged", extra={"document": str(doc), "seq": seq})
-        raise Unavailable(f"{doc} is damaged in the store at position {seq}")
+        raise DocumentDamaged(f"{doc} is damaged in the store at position {seq}")
 
 
 def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
@@ -291,6 +302,75 @@ def compact(db: sqlite3.Connection, doc: DocName, snapshot: bytes, upto: int, ba
         return False
     db.execute("DELETE FROM log WHERE doc = ? AND seq <= ?", (str(doc), upto))
     return True
+
+
+_SHOWN = """(:circles IS NULL OR d.visibility = 'public'
+    OR (d.visibility = 'friends' AND d.owner_id IN (SELECT value FROM json_each(:circles))))"""
+_TRAINED = f"""FROM members m JOIN documents d ON d.doc = m.doc
+    WHERE m.user_id = :user_id AND d.kind = 'workout'
+    AND m.role IN ({", ".join(f"'{role}'" for role in TRAINING_ROLES)})"""
+_SCORED = f"""FROM scores s CROSS JOIN documents d ON d.doc = s.doc
+    WHERE s.user_id = :user_id AND {_SHOWN}"""
+
+
+def training(
+    db: sqlite3.Connection, user_id: UserId, limit: int, circles: Collection[UserId] | None
+) -> Training:
+    """What a user has done, in all workouts or in those that these circles see."""
+    which: dict[str, Any] = {"user_id": user_id, "limit": limit, "circles": None}
+    if circles is not None:
+        which["circles"] = json.dumps(list(circles))
+    db.execute("BEGIN")  # one state of the database for all reads
+    try:
+        listed = db.execute(
+            f"SELECT {SUMMARY_COLUMNS} {_TRAINED} AND {_SHOWN}"
+            " ORDER BY d.listed_at DESC, d.doc LIMIT :limit",
+            which,
+        ).fetchall()
+        (count,) = db.execute(f"SELECT count(*) {_TRAINED} AND {_SHOWN}", which).fetchone()
+        shades = db.execute(
+            f"SELECT DISTINCT d.visibility, d.owner_id {_TRAINED} AND d.visibility <> 'private'",
+            which,
+        ).fetchall()
+        done = {
+            row["doc"]: (row["sets"], row["volume"])
+            for row in db.execute(
+                f"SELECT s.doc, count(*) AS sets, total(s.volume) AS volume {_SCORED}"
+                " GROUP BY s.doc",
+                which,
+            )
+        }
+        bests = [best for type_ in _TYPES for best in _bests(db, type_, which)]
+    finally:
+        db.execute("COMMIT")
+    summaries = map(summary_of, listed)
+    return Training(
+        [Trained(summary, *done.get(str(summary.doc), (0, 0.0))) for summary in summaries],
+        sorted(bests),
+        count,
+        sum(sets for sets, _ in done.values()),
+        sum(volume for _, volume in done.values()),
+        frozenset(UserId(owner) for visibility, owner in shades if visibility == "friends"),
+        any(visibility == "public" for visibility, _ in shades),
+    )
+
+
+def _bests(db: sqlite3.Connection, type_: RecordType, which: Mapping[str, Any]) -> Iterable[Best]:
+    rows = db.execute(
+        f"""SELECT s.exercise, s.doc, s.set_id, s.{type_} AS value {_SCORED}
+            AND (s.exercise, s.{type_}) IN (
+                SELECT s.exercise, max(s.{type_}) {_SCORED} GROUP BY s.exercise
+            )""",
+        which,
+    )
+    best: dict[str, Best] = {}
+    for row in rows:
+        doc = DocName.parse(row["doc"])
+        found = Best(row["exercise"], type_, _whole(row["value"]), doc, row["set_id"])
+        known = best.get(found.exercise)
+        if known is None or best_first(found) < best_first(known):
+            best[found.exercise] = found
+    return best.values()
 
 
 def active_workout(db: sqlite3.Connection, owner_id: UserId) -> str | None:

@@ -48,6 +48,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
     BulkWriteError,
+    ConnectionFailure,
     DuplicateKeyError,
     OperationFailure,
     PyMongoError,
@@ -55,12 +56,24 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from crdt.access import Member
-from crdt.errors import Conflict, Gone, NotFound, TooLarge, Unavailable
+from crdt.access import Member, is_shown
+from crdt.errors import Conflict, DocumentDamaged, Gone, NotFound, TooLarge, Unavailable
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import (
+    TRAINING_ROLES,
+    Answer,
+    Append,
+    Durability,
+    Entry,
+    Loaded,
+    Stored,
+    Summary,
+    Training,
+)
+from crdt.progress import training
 from crdt.records import Award
 from crdt.revocations import Revocation
+from server.breaker import Breaker, BreakerOpen
 from server.storage import (
     mongo_log,
     mongo_personal,
@@ -96,6 +109,10 @@ START_TIMEOUT_S = 15.0
 PROBE_TIMEOUT_S = 1.5
 SEARCH_TIMEOUT_S = 3_600.0
 """For going through everything that there is."""
+FAILURES_IN_A_ROW, FAILING_FOR_S = 3, 1.0
+"""After so many calls that MongoDB did not answer, for so long, others are refused at once for a
+while."""
+FIRST_OPEN_S, LONGEST_OPEN_S = 1.0, 5.0
 TICK_S = 0.5
 SWEEP_EVERY_S = 10.0
 PURGE_EVERY_S = 3_600.0
@@ -150,22 +167,17 @@ class MongoStore:
             StorageError: the URI is none. The text does not repeat it: it may hold a password.
         """
         self.stats = StoreStats()
-        try:
-            given = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
-            defaults = {
-                name: value for name, value in DEFAULTS.items() if name.lower() not in given
-            }
-            self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-                uri, **defaults, **DURABLE
-            )
-            self._db = self._client.get_default_database(DEFAULT_DATABASE)
-        except (PyMongoError, ValueError, TypeError) as exc:
-            raise StorageError(
-                "MONGODB_URI is no connection string of MongoDB's:"
-                " mongodb://[user:password@]host[:port][,...][/database][?options], with"
-                " reserved characters in the user name and the password percent-encoded"
-            ) from exc
+        self._client = client_of(uri)
+        self._db = self._client.get_default_database(DEFAULT_DATABASE)
         self._timeout_s = self._client.options.timeout or DEFAULT_TIMEOUT_S
+        self._breaker = Breaker(
+            "MongoDB",
+            threshold=FAILURES_IN_A_ROW,
+            least_s=FAILING_FOR_S,
+            first_open_s=FIRST_OPEN_S,
+            longest_open_s=LONGEST_OPEN_S,
+        )
+        self.breaker: Breaker | None = self._breaker
         self._start_timeout_s = start_timeout_s
         self._locks = _Locks()
         self._heads: dict[str, _Known] = {}
@@ -262,8 +274,7 @@ class MongoStore:
                 raise Conflict(f"{doc} exists already") from exc
             log.warning("somebody else wrote to a document", extra={"document": doc})
             raise Unavailable("somebody else wrote to it", retry_after_ms=100) from exc
-        self.stats.commits += 1
-        self.stats.commit_seconds += time.perf_counter() - started
+        self.stats.committed(1, time.perf_counter() - started)
         await self._project(record)
         self._remember(doc, Head(record["pos"], record["seq"], head.listed_at))
         return mongo_log.stored_as(batch, head, by_entry)
@@ -453,8 +464,7 @@ class MongoStore:
             ):
                 raise
             inserted = int(exc.details["nInserted"])
-        self.stats.commits += 1
-        self.stats.commit_seconds += time.perf_counter() - started
+        self.stats.committed(inserted, time.perf_counter() - started)
         return inserted
 
     async def appends_of(self, ops: Collection[str]) -> dict[str, tuple[str, int]]:
@@ -646,6 +656,31 @@ class MongoStore:
             if member["doc"] in rows
         ]
 
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        with self._telling("read"):
+            await self._settle()
+            which = {
+                "user_id": user_id,
+                "kind": DocKind.WORKOUT.value,
+                "role": {"$in": list(TRAINING_ROLES)},
+            }
+            order = [("listed_at", -1), ("doc", 1)]
+            mine = [row["doc"] async for row in self._db["members"].find(which, sort=order)]
+            sets = await mongo_records.sets_of(self._db, user_id)
+            # Sets stay with who did them, also in a workout that they have left since.
+            docs = {*mine, *(str(worth.doc) for worth in sets)}
+            found = self._db["documents"].find({"_id": {"$in": sorted(docs)}})
+            rows = {row["_id"]: mongo_log.summary_of(row) async for row in found}
+        shown = {
+            row.doc
+            for row in rows.values()
+            if circles is None or is_shown(row.visibility, row.owner_id, circles)
+        }
+        workouts = [rows[doc] for doc in mine if doc in rows]
+        return training(workouts, shown, sets, limit=limit)
+
     async def summary(self, doc: DocName) -> Summary | None:
         with self._telling("read"):
             await self._settle()
@@ -654,7 +689,7 @@ class MongoStore:
 
     async def check(self) -> float:
         started = time.perf_counter()
-        with self._telling("written", timeout_s=PROBE_TIMEOUT_S):
+        with self._telling("written", timeout_s=PROBE_TIMEOUT_S, looks=True):
             await mongo_schema.probe(self._db, now_ms())
         return time.perf_counter() - started
 
@@ -834,13 +869,29 @@ class MongoStore:
 
     @contextmanager
     def _telling(
-        self, what: str, *, timeout_s: float | None = None, quietly: bool = False
+        self,
+        what: str,
+        *,
+        timeout_s: float | None = None,
+        quietly: bool = False,
+        looks: bool = False,
     ) -> Iterator[None]:
-        """A failure of MongoDB's within the block, or taking too long, is `Unavailable`."""
+        """A failure of MongoDB's within the block, or taking too long, is `Unavailable`. So is,
+        before the block is begun, a MongoDB that has not answered others; unless this one `looks`
+        whether it does."""
         if self._is_closed:
             raise Unavailable("the store is closed")
         try:
-            with pymongo.timeout(timeout_s or self._timeout_s):
+            attempt = self._breaker.look() if looks else self._breaker.attempt(is_outage)
+        except BreakerOpen as exc:
+            cause = StorageError("MongoDB has not answered, and is left alone for the moment")
+            cause.__cause__ = exc
+            retry_after_ms = max(1_000, round(exc.retry_in_s * 1_000))
+            raise Unavailable(
+                f"the store cannot be {what} now", retry_after_ms=retry_after_ms
+            ) from cause
+        try:
+            with attempt, pymongo.timeout(timeout_s or self._timeout_s):
                 yield
         except PyMongoError as exc:
             self.stats.failures += 1
@@ -866,9 +917,38 @@ class _Locks:
             yield
 
 
+def client_of(uri: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
+    """A client for the MongoDB at `uri`. Nothing is connected yet.
+
+    Args:
+        options: of pymongo, whatever the URI says.
+    Raises:
+        StorageError: the URI is none. The text does not repeat it: it may hold a password.
+    """
+    try:
+        given = {name.lower() for name, _ in parse_qsl(urlsplit(uri).query)}
+        defaults = {name: value for name, value in DEFAULTS.items() if name.lower() not in given}
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            uri, **{**defaults, **DURABLE, **options}
+        )
+        client.get_default_database(DEFAULT_DATABASE)
+    except (PyMongoError, ValueError, TypeError) as exc:
+        raise StorageError(
+            "MONGODB_URI is no connection string of MongoDB's:"
+            " mongodb://[user:password@]host[:port][,...][/database][?options], with"
+            " reserved characters in the user name and the password percent-encoded"
+        ) from exc
+    return client
+
+
 def is_replicated(hello: Mapping[str, Any]) -> bool:
     """Whether the server that said this is of a replica set, or stands before some."""
     return "setName" in hello or hello.get("msg") == "isdbgrid"
+
+
+def is_outage(exc: Exception) -> bool:
+    """Whether it says that MongoDB is away, or does not answer in time."""
+    return isinstance(exc, ConnectionFailure) or (isinstance(exc, PyMongoError) and exc.timeout)
 
 
 def explain(exc: PyMongoError) -> str:
@@ -948,6 +1028,6 @@ def _awards(rows: Sequence[Record]) -> dict[str, dict[str, Award]]:
     return awards
 
 
-def _damaged(doc: str, seq: int) -> Unavailable:
+def _damaged(doc: str, seq: int) -> DocumentDamaged:
     log.error("a stored record is damaged", extra={"document": doc, "seq": seq})
-    return Unavailable(f"{doc} is damaged in the store at position {seq}")
+    return DocumentDamaged(f"{doc} is damaged in the store at position {seq}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from crdt.ids import DocName, UserId
 from crdt.ports import Entry
+from crdt.progress import SetWorth
 from crdt.records import Award, RecordType, Score
 from server.storage.mongo_log import (
     RECORD_TYPES,
@@ -23,6 +24,8 @@ from server.storage.mongo_projection import Database
 
 Values = Mapping[str, float]
 CHUNK = 10_000
+CHUNK_OF_SETS = 500
+"""So many are read in one go: they are decoded on the event loop."""
 
 
 class BookRow(NamedTuple):
@@ -55,6 +58,21 @@ async def book(db: Database, user_id: UserId, exercise: str) -> BookRows:
         async for given in db["awards"].find(which):
             awards.append((DocName.parse(given["doc"]), award_of(given)))
     return BookRows(rows, awards)
+
+
+async def sets_of(db: Database, user_id: UserId) -> list[SetWorth]:
+    """All sets of a user's that count for records."""
+    # Books are named `["ana","name:squat"]`: all of ana's begin alike.
+    first = f"{key(user_id)[:-1]},"
+    beyond = f"{first[:-1]}{chr(ord(',') + 1)}"
+    found = db["scores"].find({"of": {"$gte": first, "$lt": beyond}}, batch_size=CHUNK_OF_SETS)
+    sets = []
+    async for row in found:
+        if values := _values(row):
+            _, exercise, doc, set_id = json.loads(row["_id"])
+            worth = {cast(RecordType, type_): whole(value) for type_, value in values.items()}
+            sets.append(SetWorth(DocName.parse(doc), set_id, exercise, worth))
+    return sets
 
 
 def books(entries: Iterable[Entry]) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from crdt.ids import DocName, UserId
 from crdt.ports import Loaded, Store
 from crdt.revocations import Revocation
+from server.breaker import Breaker
+from server.metrics import COUNTS, Histogram
 
 ANSWERS_KEPT_S = 7 * 86_400
 
@@ -27,9 +29,19 @@ class StoreStats:
     """Counted since the start; read by the metrics."""
 
     appends: int = 0
-    commits: int = 0
-    commit_seconds: float = 0.0
     failures: int = 0
+    commit_seconds: Histogram = field(default_factory=Histogram)
+    commit_records: Histogram = field(default_factory=lambda: Histogram(COUNTS))
+    """How many writes shared a commit."""
+
+    @property
+    def commits(self) -> int:
+        return self.commit_seconds.count
+
+    def committed(self, records: int, seconds: float) -> None:
+        """One commit with one sync. Called by one thread, whichever that is."""
+        self.commit_seconds.observe(seconds)
+        self.commit_records.observe(records)
 
 
 class ServerStore(Store, Protocol):
@@ -42,6 +54,10 @@ class ServerStore(Store, Protocol):
     @property
     def stats(self) -> StoreStats:
         """What it has done so far."""
+
+    @property
+    def breaker(self) -> Breaker | None:
+        """What keeps others from asking it while it does not answer; None if nothing does."""
 
     async def open(self) -> None:
         """Make it ready, before anything else is asked of it.

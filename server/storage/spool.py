@@ -121,6 +121,11 @@ class Spool:
         return self._stock.size_bytes
 
     @property
+    def max_bytes(self) -> int:
+        """What they may be at most."""
+        return self._max_bytes
+
+    @property
     def oldest_at_ms(self) -> int | None:
         """When the record was spooled that comes next, ms since the epoch."""
         return self._stock.oldest_at_ms

@@ -7,13 +7,14 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary
+from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary, Training
 from crdt.revocations import Revocation
+from server.breaker import Breaker
 from server.storage import jobs, personal
 from server.storage.port import ANSWERS_KEPT_S, Erasure, PersonalRow, StoreStats
 from server.storage.sqlite_file import SqliteFile
@@ -29,6 +30,7 @@ class SqliteStore:
     kind = "sqlite"
     durability: Durability = "disk"
     settles_after_s = 0.0
+    breaker: Breaker | None = None  # what fails here fails at once
 
     def __init__(self, folder: Path, *, commit_window_s: float = 0.003) -> None:
         """Open or create the store.
@@ -105,6 +107,11 @@ class SqliteStore:
             return [(jobs.summary_of(row), row["role"]) for row in rows]
 
         return await self._file.read(find)
+
+    async def training(
+        self, user_id: UserId, *, limit: int, circles: Collection[UserId] | None = None
+    ) -> Training:
+        return await self._file.read(lambda db: jobs.training(db, user_id, limit, circles))
 
     async def summary(self, doc: DocName) -> Summary | None:
         def find(db: sqlite3.Connection) -> Summary | None:

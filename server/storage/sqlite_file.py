@@ -239,8 +239,7 @@ class SqliteFile:
                 # Each its own: raising one adds to its trace.
                 job.error = Unavailable(str(error), retry_after_ms=error.retry_after_ms)
                 job.error.__cause__ = exc
-        self.stats.commits += 1
-        self.stats.commit_seconds += time.perf_counter() - started
+        self.stats.committed(len(group), time.perf_counter() - started)
         # All jobs of a file belong to one loop; one wake-up serves them all. It may be gone.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_settle, group)

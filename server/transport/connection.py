@@ -107,6 +107,11 @@ class Connection(AsyncSocket):
         self.due = 0.0
         self._ping_is_out = False
 
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What a log line says of it. Not our own id: who knows that can poll in its place."""
+        return {"connection": next(iter(self.namespaces.values()), "")}
+
     # -- out --------------------------------------------------------------------------------
 
     @property
@@ -118,17 +123,9 @@ class Connection(AsyncSocket):
 
     def post(self, message: Outgoing, delivery: Delivery) -> bool:
         """Send a message. Returns: False when it was left out because the client is too slow."""
-        peer = self.peer
-        if peer is not None and not self.upgrading and not peer.is_closing:
-            # Nearly every message goes this way: a websocket with nothing waiting.
-            transport = peer.transport
-            if not transport.get_write_buffer_size():
-                frame = message.frame
-                transport.write(frame)
-                size = len(frame)
-                self._written_bytes += size
-                self._pushed_bytes = size if delivery is not Delivery.REPLY else 0
-                return True
+        if self._write_at_once(message):
+            self._pushed_bytes = len(message.frame) if delivery is not Delivery.REPLY else 0
+            return True
         if self.closed:
             return True
         if delivery is not Delivery.REPLY and not self._has_room(delivery):
@@ -138,8 +135,27 @@ class Connection(AsyncSocket):
             self._pushed_bytes += len(message.frame)
         return True
 
+    def _write_at_once(self, message: Outgoing) -> bool:
+        """Nearly every message goes this way: a websocket with nothing waiting.
+
+        Returns: False when it has to go another way.
+        """
+        peer = self.peer
+        if peer is None or self.upgrading or peer.is_closing:
+            return False
+        transport = peer.transport
+        if transport.get_write_buffer_size():
+            return False
+        frame = message.frame
+        transport.write(frame)
+        self._written_bytes += len(frame)
+        return True
+
     def post_latest(self, key: Hashable, message: Outgoing) -> None:
         """Send a value of which only the latest matters; a slow client gets it when it can."""
+        if self._latest is None and self._write_at_once(message):
+            self._pushed_bytes = len(message.frame)
+            return
         if self.closed:
             return
         if self._has_room(Delivery.VOLATILE):
@@ -225,10 +241,10 @@ class Connection(AsyncSocket):
                 self._take(data)
         except PacketError as exc:
             self.server.stats.malformed += 1
-            log.info("closing on a bad packet", extra={"connection": self.sid, "cause": str(exc)})
+            log.info("closing on a bad packet", extra={**self._facts, "cause": str(exc)})
             self.cut("bad_packet")
         except Exception:
-            log.exception("a message could not be handled", extra={"connection": self.sid})
+            log.exception("a message could not be handled", extra=self._facts)
             self.cut("internal")
 
     def on_lost(self) -> None:
@@ -313,7 +329,7 @@ class Connection(AsyncSocket):
                 if len(self._inbox) <= INBOX_SIZE // 2 and self._inbox_bytes <= INBOX_BYTES // 2:
                     self._resume()
         except Exception:
-            log.exception("a packet could not be handled", extra={"connection": self.sid})
+            log.exception("a packet could not be handled", extra=self._facts)
             self.cut("internal")
         finally:
             self._worker = None
@@ -476,7 +492,7 @@ class Connection(AsyncSocket):
             self.server.stats.malformed += 1
             self.cut("bad_packet")
         except Exception:
-            log.exception("a message could not be handled", extra={"connection": self.sid})
+            log.exception("a message could not be handled", extra=self._facts)
             self.cut("internal")
 
     # -- upgrade ----------------------------------------------------------------------------

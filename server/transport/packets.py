@@ -208,6 +208,11 @@ def outgoing(kind: int, namespace: str, data: Any, ack_id: int | None = None) ->
     return Outgoing([_MESSAGE + text, *attachments])
 
 
+def json_event(event: str, text: str) -> Outgoing:
+    """An event of `/` whose one argument is JSON already; `event` needs no escaping."""
+    return Outgoing([f'{_MESSAGE}{EVENT}["{event}",{text}]'])
+
+
 def update_event(namespace: str, event: str, data: bytes) -> Outgoing:
     """`event` with one binary argument: what a busy room sends all the time."""
     return Outgoing(
@@ -225,4 +230,13 @@ def websocket_frame(opcode: int, payload: bytes) -> bytes:
     return struct.pack("!BBQ", opcode, 127, size) + payload
 
 
-__all__ = ["ACK", "EVENT", "Outgoing", "Packet", "PacketError", "outgoing", "update_event"]
+__all__ = [
+    "ACK",
+    "EVENT",
+    "Outgoing",
+    "Packet",
+    "PacketError",
+    "json_event",
+    "outgoing",
+    "update_event",
+]

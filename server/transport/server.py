@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -51,6 +51,7 @@ Ack = Callable[[Any], None]
 CATCH_UP_INTERVAL_S = 0.05
 HANDSHAKES_PER_TURN = 32
 SHORTEST_HOLD_S = 0.001
+MAX_EVENT_NAMES = 100
 SOCKET_METHODS = ("GET", "POST", "OPTIONS")
 
 
@@ -91,8 +92,9 @@ class Door(Protocol):
     def caught_up(self, sids: Iterable[str]) -> None:
         """A slow client has taken all that was posted; what was left out can be made good."""
 
-    def disconnected(self, namespace: str, sid: str) -> None:
-        """The client is gone."""
+    def disconnected(self, namespace: str, sid: str, reason: str) -> None:
+        """The client is gone. `reason`: why its connection ended; if that goes on, `left`, or
+        what `cut` was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,24 @@ class TransportStats:
     dropped: Counter[str] = field(default_factory=Counter)
     closed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Connect errors, by code."""
+    sent: Counter[str] = field(default_factory=Counter)
+    """Messages that were handed to transports, one for each recipient, by the event's name."""
+    sent_bytes: Counter[str] = field(default_factory=Counter)
     limited: Counter[str] = field(default_factory=Counter)
     conflated: int = 0
     malformed: int = 0
     paused: int = 0
+    deepest_queue_bytes: int = 0
+    """What the client that is furthest behind has not taken yet; looked at once a second."""
+
+    def count_sent(self, event: str, recipients: int, size_bytes: int) -> None:
+        """Count a message once for all who were sent it."""
+        if event not in self.sent and len(self.sent) >= MAX_EVENT_NAMES:
+            event = "other"  # of the bus's messages others may be the authors
+        self.sent[event] += recipients
+        self.sent_bytes[event] += recipients * size_bytes
 
 
 class EngineServer(engineio.AsyncServer):
@@ -302,9 +318,12 @@ class EngineServer(engineio.AsyncServer):
             for connection in self._wheel.pop(second, ()):
                 connection.on_due(now)
         self._turned_to = math.floor(now)
+        deepest_bytes = 0
         for connection in list(self.sockets.values()):
+            deepest_bytes = max(deepest_bytes, connection.backlog_bytes)
             if connection.stalled_for_s(now) >= self._limits.stall_timeout_s:
                 connection.cut("stalled")
+        self.stats.deepest_queue_bytes = deepest_bytes
         self._timer = loop.call_later(1.0, self._turn) if self.sockets else None
 
     def stop(self) -> None:
@@ -355,33 +374,47 @@ class SocketServer(socketio.AsyncServer):
         """Send an event of which every one counts; those who are gone are passed over."""
         recipients = list(sids)
         if recipients:
-            self._post_all(recipients, outgoing(packet.EVENT, namespace, [event, *args]))
+            self._post_all(event, recipients, outgoing(packet.EVENT, namespace, [event, *args]))
 
     def post_update(
-        self, namespace: str, sids: Iterable[str], update: bytes, *, skip: str | None = None
+        self, namespace: str, sids: Collection[str], update: bytes, *, skip: str | None = None
     ) -> list[str]:
         """Send a document's update. Returns: the clients that were too slow for it."""
         message = update_event(namespace, "sync-update", update)
-        return self._post_all(sids, message, Delivery.UPDATE, skip)
+        return self._post_all("sync-update", sids, message, Delivery.UPDATE, skip)
 
     def post_volatile(
         self,
         namespace: str,
-        sids: Iterable[str],
+        sids: Collection[str],
         event: str,
         data: bytes,
         *,
         skip: str | None = None,
     ) -> None:
         """Send something that a slow client may miss."""
-        self._post_all(sids, update_event(namespace, event, data), Delivery.VOLATILE, skip)
+        message = update_event(namespace, event, data)
+        self._post_all(event, sids, message, Delivery.VOLATILE, skip)
 
     def post_latest(self, sids: Iterable[str], key: Hashable, event: str, value: Any) -> None:
         """Send a value of which only the latest matters, to clients of `/`."""
-        message = outgoing(packet.EVENT, "/", [event, value])
+        self.send_latest(sids, key, event, outgoing(packet.EVENT, "/", [event, value]))
+
+    def send_latest(
+        self, sids: Iterable[str], key: Hashable, event: str, message: Outgoing
+    ) -> None:
+        """The same, encoded already."""
+        clients = self.manager.clients
+        count = 0
         for sid in sids:
-            if (connection := self.manager.clients.get(sid)) is not None:
+            if (connection := clients.get(sid)) is not None:
                 connection.post_latest(key, message)
+                count += 1
+        self.stats.count_sent(event, count, len(message.frame))
+
+    def send(self, sids: Iterable[str], event: str, message: Outgoing) -> None:
+        """Send an event that is encoded already, and of which every one counts."""
+        self._post_all(event, list(sids), message)
 
     def ask(
         self, namespace: str, sid: str, event: str, *args: Any, answer: Callable[..., None]
@@ -389,19 +422,19 @@ class SocketServer(socketio.AsyncServer):
         """Send an event to one client and have `answer` called with what it acks, if it does."""
         ack_id = self.manager.expect(sid, answer)
         message = outgoing(packet.EVENT, namespace, [event, *args], ack_id)
-        self._post_all([sid], message, Delivery.REPLY)
+        self._post_all(event, [sid], message, Delivery.REPLY)
 
     def reply(self, namespace: str, sid: str, event: str, *args: Any) -> None:
         """Send one client what it has asked for."""
         message = outgoing(packet.EVENT, namespace, [event, *args])
-        self._post_all([sid], message, Delivery.REPLY)
+        self._post_all(event, [sid], message, Delivery.REPLY)
 
-    def cut(self, namespace: str, sid: str) -> None:
+    def cut(self, namespace: str, sid: str, reason: str = "put_out") -> None:
         """Put one client out of a namespace."""
         connection = self.manager.clients.get(sid)
         if connection is not None:
             connection.post(outgoing(packet.DISCONNECT, namespace, None), Delivery.REPLY)
-            self._remove(connection, namespace)
+            self._remove(connection, namespace, reason)
 
     @property
     def slow_count(self) -> int:
@@ -430,19 +463,24 @@ class SocketServer(socketio.AsyncServer):
 
     def _post_all(
         self,
-        sids: Iterable[str],
+        event: str,
+        sids: Collection[str],
         message: Outgoing,
         delivery: Delivery = Delivery.EVENT,
         skip: str | None = None,
     ) -> list[str]:
         clients = self.manager.clients
-        return [
+        count = len(sids) - (skip is not None and skip in sids)
+        missed = [
             sid
             for sid in list(sids)  # posting may cut a client, who leaves the room then
             if sid != skip
             and (connection := clients.get(sid)) is not None
             and not connection.post(message, delivery)
         ]
+        if count:
+            self.stats.count_sent(event, count - len(missed), len(message.frame))
+        return missed
 
     # -- in ---------------------------------------------------------------------------------
 
@@ -563,8 +601,10 @@ class SocketServer(socketio.AsyncServer):
         finally:
             # Nothing but an answer of the door lets anybody in, a cancellation least of all.
             if refusal is not None or connection.closed:
-                self._door.disconnected(namespace, sid)
+                reason = connection.close_reason or "refused"
+                self._door.disconnected(namespace, sid, reason)
         if refusal is not None:
+            self.stats.rejected[refusal["code"]] += 1
             error = {"message": refusal["code"], "data": refusal}
             connection.post(outgoing(packet.CONNECT_ERROR, namespace, error), Delivery.REPLY)
         elif not connection.closed:
@@ -591,7 +631,7 @@ class SocketServer(socketio.AsyncServer):
         except TimeoutError:
             return Unavailable("the server is too busy", retry_after_ms=1_000).to_wire()
         except Exception:
-            log.exception("connecting failed", extra={"namespace": namespace})
+            log.exception("connecting failed", extra={"connection": sid})
             return INTERNAL
         return None
 
@@ -604,10 +644,11 @@ class SocketServer(socketio.AsyncServer):
         try:
             await self._door.connected(namespace, sid)
         except RepSyncError as exc:
-            log.warning("a client was let in and lost again", extra={"cause": str(exc)})
-            self.cut(namespace, sid)
+            told = {"connection": sid, "code": exc.code}
+            log.warning("a client was let in and lost again", extra=told)
+            self.cut(namespace, sid, exc.code)
 
-    def _remove(self, connection: Connection, namespace: str) -> None:
+    def _remove(self, connection: Connection, namespace: str, reason: str = "left") -> None:
         sid = connection.namespaces.pop(namespace, None)
         if sid is None:
             return
@@ -616,14 +657,15 @@ class SocketServer(socketio.AsyncServer):
             # It may join another namespace, but not sit there for ever.
             self.eio.schedule(connection, self._limits.connect_timeout_s)
         try:
-            self._door.disconnected(namespace, sid)
+            self._door.disconnected(namespace, sid, connection.close_reason or reason)
         except Exception:
-            log.exception("a client's end was not handled", extra={"namespace": namespace})
+            log.exception("a client's end was not handled", extra={"connection": sid})
 
     def _post_ack(self, connection: Connection, namespace: str, ack_id: int, answer: Any) -> None:
         if namespace in connection.namespaces:
             message = outgoing(packet.ACK, namespace, [answer], ack_id)
             connection.post(message, Delivery.REPLY)
+            self.stats.count_sent("ack", 1, len(message.frame))
 
 
 def _json_response(status: str, error: RepSyncError, *headers: tuple[str, str]) -> dict[str, Any]:

@@ -26,6 +26,18 @@ PATIENCE_S = 10.0
 NORMAL_CLOSURE, GOING_AWAY, PROTOCOL_ERROR, POLICY_VIOLATION = 1000, 1001, 1002, 1008
 
 
+def unacknowledged_bytes(transport: asyncio.BaseTransport) -> int:
+    """What the kernel holds because the other side's has not confirmed it yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return 0
+    try:
+        (size,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    except OSError:
+        return 0  # the kernel cannot tell, or the socket is gone
+    return int(size)
+
+
 class Receiver(Protocol):
     """Who gets what a peer sends."""
 
@@ -82,14 +94,7 @@ class WebSocketPeer(asyncio.Protocol):
     @property
     def unacknowledged_bytes(self) -> int:
         """What the kernel holds because the client's has not confirmed it yet."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is None or self.is_closing:
-            return 0
-        try:
-            (size,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
-        except OSError:
-            return 0  # the kernel cannot tell, or the socket is gone
-        return int(size)
+        return 0 if self.is_closing else unacknowledged_bytes(self.transport)
 
     def write(self, frame: bytes) -> None:
         """Send frames; after a close they are dropped."""
@@ -167,14 +172,28 @@ async def take_over(
     """
     response = _Handshake(compress=False)
     await response.prepare(request)
-    handler, transport = request.protocol, request.transport
-    if transport is None:
-        raise ConnectionResetError("gone during the handshake")
-    peer = WebSocketPeer(receiver, transport, max_message_bytes)
-    early, handler._message_tail = handler._message_tail, b""
-    transport.set_protocol(peer)
-    handler.transport = None  # it must not close what it does not own any more
-    handler.connection_lost(None)
+    peer = WebSocketPeer(receiver, transport_of(request), max_message_bytes)
+    early = hand_over(request, peer)
     if early:
         asyncio.get_running_loop().call_soon(peer.data_received, early)
     return response, peer
+
+
+def transport_of(request: web.Request) -> asyncio.Transport:
+    """Raises ConnectionResetError: the client is gone."""
+    if request.transport is None:
+        raise ConnectionResetError("gone before it was answered")
+    return request.transport
+
+
+def hand_over(request: web.Request, to: asyncio.BaseProtocol) -> bytes:
+    """Take a request's transport away from aiohttp; the response's head has been sent.
+
+    Returns: what has been read of it already and nobody has seen.
+    """
+    handler, transport = request.protocol, transport_of(request)
+    early, handler._message_tail = handler._message_tail, b""
+    transport.set_protocol(to)
+    handler.transport = None  # it must not close what it does not own any more
+    handler.connection_lost(None)
+    return early

@@ -11,7 +11,7 @@ from crdt import ids
 from crdt.access import Member
 from crdt.errors import Conflict
 from crdt.ids import DocKind, DocName, UserId
-from crdt.ports import Append, Entry, Store, Stored, Summary
+from crdt.ports import Append, Best, Entry, Store, Stored, Summary, Trained, Training
 from crdt.records import Award, Score
 from crdt.revocations import Revocation
 from tests.helpers.rooms import LEG_DAY, NOW_MS, entry
@@ -421,6 +421,104 @@ class StoreContract:
         await create(store)
         await log_set(store, score("s", weight=value))
         assert await store.load(LEG_DAY) is not None
+
+    # -- what a user has done -------------------------------------------------------------------
+
+    async def test_who_has_done_nothing_has_no_training(self, store: Store) -> None:
+        await create(store)
+        await create(store, PUSH)
+        await log_set(store, score("s", weight=100, volume=500))
+        nothing = Training([], [], 0, 0, 0, frozenset(), is_public=False)
+        assert await store.training(BEN, limit=9) == nothing
+
+    async def test_training_is_all_workouts_and_all_sets_that_count(self, store: Store) -> None:
+        await create(store, at_ms=NOW_MS)
+        await create(store, PULL_DAY, at_ms=NOW_MS + 1)
+        await create(store, PUSH, at_ms=NOW_MS + 2)
+        sets = [score("a", weight=100, volume=500), score("b", weight=90, volume=900.5)]
+        await log_set(store, *sets, score("gone", weight=300, volume=300))
+        await log_set(store, score("gone"), score("other", BEN, weight=200))
+        await log_set(store, score("c", exercise="name:plank", seconds=60), doc=PULL_DAY)
+        done = await store.training(ANA, limit=9)
+        assert list(done.workouts) == [
+            Trained(summary(PULL_DAY), 1, 0),
+            Trained(summary(LEG_DAY), 2, 1_400.5),
+        ]
+        assert list(done.bests) == [
+            Best("name:plank", "seconds", 60, PULL_DAY, "c"),
+            Best("name:squat", "volume", 900.5, LEG_DAY, "b"),
+            Best("name:squat", "weight", 100, LEG_DAY, "a"),
+        ]
+        assert (done.workout_count, done.sets, done.volume_kg) == (2, 3, 1_400.5)
+        assert repr(done.bests[0].value) == "60"
+
+    async def test_of_equal_bests_the_first_by_name_is_told(self, store: Store) -> None:
+        await create(store)
+        await create(store, PULL_DAY)
+        await log_set(store, score("a", weight=100), doc=PULL_DAY)
+        await log_set(store, score("z", weight=100), score("b", weight=100))
+        done = await store.training(ANA, limit=9)
+        assert list(done.bests) == [Best("name:squat", "weight", 100, LEG_DAY, "b")]
+
+    async def test_training_lists_no_more_than_asked_for_and_counts_all(self, store: Store) -> None:
+        for number in range(4):
+            await create(store, ids.workout(f"w{number}"), at_ms=NOW_MS + number)
+            await log_set(store, score("s", volume=10), doc=ids.workout(f"w{number}"))
+        done = await store.training(ANA, limit=2)
+        assert [each.summary.doc.id for each in done.workouts] == ["w3", "w2"]
+        assert (done.workout_count, done.sets, done.volume_kg) == (4, 4, 40)
+
+    async def test_a_workout_that_was_left_is_listed_no_more_and_its_sets_count(
+        self, store: Store
+    ) -> None:
+        await create(store)
+        joined = entry(
+            members=[Member(BEN, "participant", "Ben")], scores=[score("s", BEN, weight=60)]
+        )
+        await store.append(record(b"x", joined))
+        assert (await store.training(BEN, limit=9)).workout_count == 1
+        await store.append(record(None, entry(members=[Member(BEN, "", "Ben")])))
+        done = await store.training(BEN, limit=9)
+        assert (done.workout_count, done.sets) == (0, 1)
+
+    @pytest.mark.parametrize("role", ["coach", "spectator"])
+    async def test_who_looks_on_does_not_train(self, store: Store, role: str) -> None:
+        await create(store)
+        await store.append(record(None, entry(members=[Member(BEN, role, "Ben")])))
+        assert (await store.training(BEN, limit=9)).workout_count == 0
+
+    async def test_others_see_what_is_in_workouts_that_are_shown_to_them(
+        self, store: Store
+    ) -> None:
+        shown = {"public": 100.0, "friends": 110.0, "private": 120.0}
+        for number, (visibility, weight) in enumerate(shown.items()):
+            doc = ids.workout(visibility)
+            made = entry(at_ms=NOW_MS + number, members=[OWNER])
+            await store.append(record(b"x", made, doc=doc, creates=True, visibility=visibility))
+            sets = entry(scores=[score("s", weight=weight, volume=weight)])
+            await store.append(record(b"y", sets, doc=doc, visibility=visibility))
+
+        async def seen_by(*circles: str) -> tuple[list[str], list[float], int, float]:
+            done = await store.training(ANA, limit=9, circles=[UserId(one) for one in circles])
+            assert (done.circles, done.is_public) == ({ANA}, True)
+            weights = [best.value for best in done.bests if best.type == "weight"]
+            assert done.workout_count == len(done.workouts)
+            return [one.summary.doc.id for one in done.workouts], weights, done.sets, done.volume_kg
+
+        assert await seen_by() == (["public"], [100], 1, 100)
+        assert await seen_by("ben", "it's") == (["public"], [100], 1, 100)
+        assert await seen_by("ana", "ben") == (["friends", "public"], [110], 2, 210)
+
+    @pytest.mark.parametrize("odd", ["Žofie 🏋️", 'a"b', "a,b", "%_", "a\x00b", "x" * 200])
+    async def test_an_odd_user_has_a_training_of_its_own(self, store: Store, odd: str) -> None:
+        await create(store)
+        for name in (odd, odd + "b", "a"):
+            user_id = UserId(name)
+            joined = [Member(user_id, "participant", "Odd")]
+            scores = [score(f"of-{len(name)}", user_id, weight=60)]
+            await store.append(record(b"x", entry(members=joined, scores=scores)))
+        done = await store.training(UserId(odd), limit=9)
+        assert [best.set_id for best in done.bests] == [f"of-{len(odd)}"]
 
     # -- the one active workout -----------------------------------------------------------------
 

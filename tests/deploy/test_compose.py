@@ -122,8 +122,8 @@ def test_the_commands_exist() -> None:
 def test_the_image_has_what_a_server_needs_and_runs_it_as_nobody_special() -> None:
     copied = {
         shlex.split(line)[1] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")
-    } - {"--from=build"}
-    assert copied == {"requirements.txt", "crdt", "handlers", "server"}
+    } - {"--from=build", "--from=page"}
+    assert copied == {"requirements.txt", "crdt", "handlers", "server", "dashboard"}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for path in copied:
         assert (ROOT / path).exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,8 @@ from crdt.revocations import Revocation, TokenFacts
 from crdt.room import Room
 from handlers import REGISTRY
 from handlers.context import Caller, Services
+from handlers.streams import STREAMS, Sources
+from tests.helpers.api_documents import EVENTS, sockets_document
 
 NOW_MS = 1_700_000_000_000
 DEADLINE_S = 5.0
@@ -292,9 +294,13 @@ class FakeSessions:
 
 @dataclass
 class FakeStreams:
+    sources: Sources
     watched: dict[ConnectionId, list[str]] = field(default_factory=dict)
 
-    def subscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> None:
+    async def admit(self, user: User, stream: str, since_s: float) -> Hashable:
+        return await STREAMS.admit(self.sources, user, stream, since_s)
+
+    def subscribe(self, connection_id: ConnectionId, streams: Mapping[str, Hashable]) -> None:
         self.watched.setdefault(connection_id, []).extend(streams)
 
     def unsubscribe(self, connection_id: ConnectionId, streams: Sequence[str]) -> list[str]:
@@ -311,8 +317,10 @@ class Desk:
     def __init__(self, bench: Bench | None = None) -> None:
         self.bench = bench or Bench()
         self.sessions = FakeSessions()
-        self.streams = FakeStreams()
+        self.streams = FakeStreams(Sources(self.bench.hub, self.bench.store, dict, dict))
         self.users: dict[str, User] = {}
+        self._checked: dict[int, Any] = {}
+        self._op_ids: dict[str, str] = {}
         self.services = Services(
             self.bench.hub, self.bench.store, self.bench.clock, self.sessions, self.streams
         )
@@ -341,7 +349,24 @@ class Desk:
     async def ask(self, who: str, event: str, data: Any) -> Answer:
         """Send anything. Returns: the ack."""
         async with asyncio.timeout(DEADLINE_S):
-            return await REGISTRY.dispatch(self.caller(who), self.services, event, data)
+            answer = await REGISTRY.dispatch(self.caller(who), self.services, event, data)
+        if isinstance(data, dict) and "op_id" in data:
+            # A repeat gets the first answer, be it to another event.
+            event = self._op_ids.setdefault(str(data["op_id"]), event)
+        if event in REGISTRY.intents:
+            _check_answer(event, answer)
+        self._check_told()
+        return answer
+
+    def _check_told(self) -> None:
+        """Raises Undocumented if clients were told what the API's document does not have."""
+        commits, presences = self.outlet.commits, self.outlet.presences
+        told = [*presences, *((event, payload) for _, event, payload in self.sessions.told)]
+        told += [(e.name, e.payload) for commit in commits for e in commit.events]
+        for event, payload in told:
+            if id(payload) not in self._checked:
+                self._checked[id(payload)] = payload
+                sockets_document().check_told(EVENTS, event, payload)
 
     async def do(self, who: str, event: str, **data: Any) -> Answer:
         """Send an intent that must succeed."""
@@ -390,3 +415,11 @@ class Desk:
         answer = await self.do(who, "workout:sync", workout_id=workout_id)
         snapshot: dict[str, Any] = answer["workout"]
         return snapshot
+
+
+def _check_answer(event: str, answer: Answer) -> None:
+    """Raises Undocumented unless the API's document has such an answer."""
+    shown = dict(answer)
+    if shown.get("durability") == MemoryStore.durability:
+        shown["durability"] = "disk"  # no server stores in memory
+    sockets_document().check_answer(EVENTS, event, shown)

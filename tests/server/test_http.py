@@ -166,16 +166,16 @@ async def test_the_metrics_tell_what_has_happened(
     assert found["repsync_rooms"] == 1
     assert found["repsync_stream_watchers"] == 1
     assert found["repsync_event_loop_lag_seconds"] >= 0
-    assert found["repsync_store_appends"] == 2
-    assert found["repsync_store_commits"] >= 2
-    assert found["repsync_store_commit_seconds"] > 0
-    assert found["repsync_store_failures"] == 0
+    assert found["repsync_store_appends_total"] == 2
+    assert found["repsync_store_commit_seconds_count"] >= 2
+    assert found["repsync_store_commit_seconds_sum"] > 0
+    assert found["repsync_store_failures_total"] == 0
     assert found["repsync_update_deliveries_total"] == 1
     assert found["repsync_connections_refused_total|code=forbidden"] == 1
     assert found["repsync_events_total|code=ok|event=workout:create"] == 1
     assert found["repsync_events_total|code=not_found|event=workout:sync"] == 1
     assert found["repsync_events_total|code=not_found|event=unknown"] == 1
-    assert found["repsync_ack_seconds_count"] >= 4
+    assert found["repsync_ack_seconds_count|kind=events"] >= 4
 
 
 async def test_no_client_chooses_the_name_of_a_metric(

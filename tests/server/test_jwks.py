@@ -26,24 +26,12 @@ from server.replay.devices import EventClient, Refused
 from tests.helpers.key_servers import KeyServer, key_server, public_jwk, token
 from tests.helpers.rooms import until
 from tests.helpers.servers import RunningServer, running_server
+from tests.helpers.tickers import Ticker
 from tests.helpers.tokens import by_hand, claims
 
 DEADLINE_S = 10.0
 RSA_KEY = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
 P256_KEY = ec.generate_private_key(ec.SECP256R1())
-
-
-class Ticker:
-    """A clock that goes forward only when it is told to."""
-
-    def __init__(self) -> None:
-        self._now_s = 1_000.0
-
-    def __call__(self) -> float:
-        return self._now_s
-
-    def advance(self, seconds: float) -> None:
-        self._now_s += seconds
 
 
 @pytest.fixture

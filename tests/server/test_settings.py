@@ -22,6 +22,7 @@ NAMES = (
     *("AUTH_EXPIRING_NOTICE_S", "MAX_EVENTS_PER_S", "MAX_USER_EVENTS_BURST", "MAX_JSON_DEPTH"),
     *("MAX_ROOMS_PER_CONNECTION", "HTTP_HEAD_TIMEOUT_S"),
     *("REDIS_PREFIX", "BUS_SECRET", "EMBEDDED_WORKER", "SPOOL_MAX_BYTES"),
+    *("ALERT_WEBHOOK_URL", "ALERT_WEBHOOK_SECRET", "SENTRY_DSN"),
 )
 
 
@@ -305,6 +306,36 @@ def test_the_secret_of_the_bus_is_measured_in_bytes(monkeypatch: pytest.MonkeyPa
     assert settings_of(monkeypatch, BUS_SECRET="\N{SNOWMAN}" * 11).bus_secret
     with pytest.raises(SettingsError, match="BUS_SECRET is shorter than the 32 bytes"):
         settings_of(monkeypatch, BUS_SECRET="x" * 31)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://hooks.example/x?y=z", "http://alerts:8080/repsync", "http://[::1]:9/"]
+)
+def test_alerts_go_to_a_url_and_are_signed(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    found = settings_of(monkeypatch, ALERT_WEBHOOK_URL=url, ALERT_WEBHOOK_SECRET=SECRET)
+    assert found.alert_webhook_url is not None
+    assert found.alert_webhook_url.get_secret_value() == url
+    assert url not in repr(found)
+    assert SECRET not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "url", ["hooks.example", "ftp://hooks.example", "https://", "https://a b", "https://a:port"]
+)
+def test_what_is_no_url_for_alerts_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    with pytest.raises(SettingsError, match="ALERT_WEBHOOK_URL") as refused:
+        settings_of(monkeypatch, ALERT_WEBHOOK_URL=url, ALERT_WEBHOOK_SECRET=SECRET)
+    assert "hooks" not in str(refused.value)
+
+
+@pytest.mark.parametrize("secret", ["", "too short"])
+def test_alerts_are_not_sent_unsigned(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    with pytest.raises(SettingsError, match="ALERT_WEBHOOK_SECRET has not the 32 bytes"):
+        settings_of(
+            monkeypatch, ALERT_WEBHOOK_URL="https://host.example", ALERT_WEBHOOK_SECRET=secret
+        )
 
 
 def test_the_secret_of_a_folder_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -25,7 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from server.__main__ import _parser
 from server.replay.devices import EventClient, Refused
+from server.settings import Settings
 from tests.helpers.key_servers import key_server
 from tests.helpers.servers import ROOT, ServerProcess, clean_env
 
@@ -281,18 +284,59 @@ async def test_arguments_that_there_are_not_are_explained(
     assert "Traceback" not in refused.err
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("token", "--help"), ("serve", "--help"), ("worker", "--help")]
-)
-async def test_help_is_given_and_nothing_is_made(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
-    data = tmp_path / "data"
-    helped = await run(*arguments, data=data, PORT="no number")
+# -- help -----------------------------------------------------------------------------------------
+
+COMMANDS = [
+    found[1]
+    for line in _parser().format_help().splitlines()
+    if (found := re.match(r"    (\w+)  ", line))
+]
+
+
+async def help_of(command: str, data: Path) -> str:
+    """What `--help` prints, for a command or for all (empty)."""
+    # What the environment holds does not matter yet.
+    helped = await run(*filter(None, [command]), "--help", data=data, PORT="no number")
     assert helped.code == 0
-    assert helped.out.startswith("usage: python -m server")
     assert helped.err == ""
     assert not data.exists()
+    return helped.out
+
+
+def test_every_command_is_listed() -> None:
+    assert {"serve", "worker", "token", "replay", "doctor"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+async def test_help_teaches_by_examples_settings_and_exit_codes(
+    tmp_path: Path, command: str
+) -> None:
+    text = await help_of(command, tmp_path / "data")
+    assert text.startswith("usage: python -m server")
+    assert max(map(len, text.splitlines())) <= 90
+    examples, _, rest = text.partition("\nexamples:\n")[2].partition("\n\n")
+    assert examples
+    for line in examples.splitlines():
+        assert_would_be_taken(line, command)
+    assert re.search(r"(?m)^exit codes:$", rest)
+    assert re.search(r"(?m)^  0 ", rest.partition("exit codes:")[2])
+    named = set(re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b", rest.partition("settings")[2]))
+    settings = {name.upper() for name in Settings.model_fields}
+    assert named & settings
+    assert {name for name in named if "_" in name} - settings == set()
+
+
+def assert_would_be_taken(example: str, command: str) -> None:
+    """The example is one of the command line's, and of this command's."""
+    line = re.sub(r"\s{3,}.*$|\s<\s.*$", "", example.strip())
+    assignments, _, arguments = line.partition("python -m server")
+    for name in re.findall(r"([A-Z_]+)=", assignments):
+        assert name.lower() in Settings.model_fields
+    given = shlex.split(arguments)
+    if given == ["COMMAND", "--help"]:
+        return
+    parsed = _parser().parse_args(given)
+    assert command in ("", parsed.command)
 
 
 # -- refusals -------------------------------------------------------------------------------------
@@ -545,3 +589,31 @@ async def test_a_person_is_exported_and_erased_beside_a_server_that_runs(tmp_pat
             await EventClient(server.url, token).connect()
         assert refusal.value.error["code"] == "forbidden"
         assert await server.terminate() == 0
+
+
+# -- the demo -------------------------------------------------------------------------------------
+
+
+async def test_the_demo_has_people_train_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    server = Serving(
+        tmp_path / "data",
+        {"TMPDIR": str(temporary)},
+        program=("-m", "server", "demo", "--pace", "50"),
+    )
+    async with server:
+        assert server.process is not None
+        assert server.process.stdout is not None
+        token = (await server.process.stdout.readline()).decode().split()[-1]
+        operator = EventClient(server.url, token)
+        await operator.connect()
+        try:
+            assert operator.welcome["user"]["role"] == "admin"
+            await operator.do("subscribe", {"streams": ["system:health"]})
+            await operator.next("system:health", lambda health: health["rooms"] >= 3)
+        finally:
+            await operator.close()
+        assert await server.terminate() == 0
+    assert not list(temporary.iterdir())
+    assert not (tmp_path / "data").exists()

@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -19,28 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.javascript import JS, TIMEOUT_S, demand_javascript
 from tests.helpers.servers import ROOT, RunningServer, ServerProcess, clean_env, running_server
 
 pytestmark = pytest.mark.js
-
-JS = Path(__file__).parents[1] / "js"
-TIMEOUT_S = 60
 
 Wishes = Mapping[str, Callable[[], Awaitable[object]]]
 
 
 @pytest.fixture(autouse=True)
 def _javascript() -> None:
-    """Skip where the clients are not installed; in CI they have to be."""
-    missing = None
-    if shutil.which("node") is None:
-        missing = "Node.js was not found"
-    elif not (JS / "node_modules" / ".stamp").exists():
-        missing = "the JavaScript clients are not installed, run `make test`"
-    if missing and os.environ.get("CI"):
-        pytest.fail(missing)
-    if missing:
-        pytest.skip(missing)
+    demand_javascript()
 
 
 @pytest.fixture(autouse=True)

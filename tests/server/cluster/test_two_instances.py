@@ -144,6 +144,19 @@ async def test_a_set_done_on_one_is_told_and_synced_on_the_other(two: Two) -> No
     assert await sets_of(phone) == await sets_of(watch) == {done["set_id"], "s2"}
 
 
+async def test_how_long_a_change_took_to_come_over_is_measured_where_it_comes_to(two: Two) -> None:
+    phone, watch = await two.a.events("ana"), await two.b.events("ana", "watch")
+    await make_workout(phone)
+    await join(watch)
+    done = await log_set(phone)
+    await watch.next("workout:set:completed", lambda event: event["set_id"] == done["set_id"])
+    origin, other = (server.parts.metrics.rooms.shown_seconds for server in two.both)
+    assert other["elsewhere"].count >= 1
+    assert 0 <= other["elsewhere"].total < DEADLINE_S
+    assert (origin["elsewhere"].count, other["here"].count) == (0, 0)
+    assert origin["here"].count >= 2
+
+
 async def test_many_edits_on_both_end_equal(two: Two) -> None:
     phone = await two.a.events("ana")
     await make_workout(phone)
@@ -424,3 +437,39 @@ async def test_nothing_is_left_in_redis_when_the_rooms_are_empty(two: Two) -> No
     again = await two.b.events("ana")
     assert len(await sets_of(again)) == 1
     assert (await log_set(again))["durability"] == "cluster"
+
+
+# -- streams ------------------------------------------------------------------------------------
+
+
+async def test_a_stream_at_one_instance_shows_what_is_done_at_the_other(two: Two) -> None:
+    ana = await two.a.events("ana")
+    await make_workout(ana)
+    board = await two.b.events("ana", "board")
+    streams = [f"{WORKOUT}:progress", "user:ana:progress"]
+    assert (await board.do("subscribe", {"streams": streams}))["subscribed"] == streams
+    await log_set(ana)
+    here = await board.next(
+        "progress", lambda value: value.get("progress", {}).get("ana", {}).get("sets_done") == 1
+    )
+    all_in_all = await board.next(
+        "progress", lambda value: value.get("totals", {}).get("sets") == 1
+    )
+    assert here["stream"] == streams[0]
+    assert all_in_all["workouts"][0]["volume_kg"] == 500
+
+
+async def test_a_workout_that_is_made_private_at_one_instance_is_shown_no_more_at_the_other(
+    two: Two,
+) -> None:
+    ana = await two.a.events("ana")
+    await make_workout(ana, visibility="public")
+    ben = await two.b.events("ben")
+    await ben.do("subscribe", {"streams": [f"{WORKOUT}:progress", "user:ana:progress"]})
+    for _ in range(2):
+        await ben.next("progress")
+    laptop = await two.a.document("ana", WORKOUT)
+    laptop.map("meta")["visibility"] = "private"
+    await laptop.settled()
+    ended = [await ben.next("subscription:ended") for _ in range(2)]
+    assert {told["reason"] for told in ended} == {"forbidden"}

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from copy import deepcopy
@@ -99,6 +100,15 @@ async def test_a_limit_plays_the_first_workouts_only(
     assert await replay(settings, HEVY, limit=2) == 0
     shown = figures(capsys.readouterr().out)
     assert (shown["workouts"], shown["sets"]) == ("2", "11")
+
+
+async def test_a_pace_holds_for_all_devices_of_a_lifter_together(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    assert await replay(settings, STRONG, pace=20) == 0
+    shown = figures(capsys.readouterr().out)
+    assert time.monotonic() - began >= int(shown["sets"]) / 20
 
 
 async def test_a_running_server_can_be_played_at_again_and_again(

@@ -1307,6 +1307,46 @@ async def test_a_connection_that_is_cut_comes_back_by_itself(
     assert (await distant.append(record(b"b"))).seq
 
 
+async def test_a_mongodb_that_does_not_answer_is_left_alone_until_somebody_has_looked(
+    distant: MongoStore, store: MongoStore, proxy: Proxy
+) -> None:
+    await create(distant)
+    proxy.black_hole()
+    while distant.breaker.state == "closed":
+        with pytest.raises(Unavailable):
+            await distant.load(LEG_DAY)
+    failures = distant.stats.failures
+    assert failures >= mongo.FAILURES_IN_A_ROW
+    for _ in range(5):
+        with pytest.raises(Unavailable) as refused:
+            await distant.append(record(b"a"))
+        assert refused.value.retry_after_ms >= 1_000
+        assert "left alone" in str(refused.value.__cause__)
+    assert distant.stats.failures == failures
+    proxy.heal()
+    await recovered(distant)
+    assert distant.breaker.state == "closed"
+    assert await stored(distant) == await stored(store) == [b"created"]
+    assert (await distant.append(record(b"b"))).seq == 2
+
+
+async def test_who_is_only_impatient_keeps_nobody_else_from_asking(
+    distant: MongoStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(distant)
+    monkeypatch.setattr(mongo, "PROBE_TIMEOUT_S", 0.02)
+    proxy.latency(0.05)
+    for _ in range(2 * mongo.FAILURES_IN_A_ROW):
+        with pytest.raises(Unavailable):
+            await distant.check()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await distant.load(LEG_DAY)
+    assert distant.breaker.state == "closed"
+    proxy.heal()
+    assert await stored(distant) == [b"created"]
+
+
 async def test_connections_that_are_cut_at_work_lose_nothing_that_was_acked(
     distant: MongoStore, store: MongoStore, proxy: Proxy
 ) -> None:

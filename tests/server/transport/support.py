@@ -71,7 +71,7 @@ class OpenDoor:
     def caught_up(self, sids: Iterable[str]) -> None:
         self.level.extend(sids)
 
-    def disconnected(self, namespace: str, sid: str) -> None:
+    def disconnected(self, namespace: str, sid: str, reason: str) -> None:
         self.gone.append(sid)
         self.inside.pop(sid, None)
         if self.farewell is not None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from crdt import ids
 from crdt.wire import AwarenessEntry, encode_awareness
 from server.replay.devices import DocumentClient, EventClient
@@ -118,7 +120,7 @@ def told_numbers(client: EventClient) -> list[int]:
 
 
 async def test_clients_that_never_read_are_cut_and_the_others_get_everything(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scene_in(tmp_path) as scene:
         server = scene.server
@@ -144,6 +146,11 @@ async def test_clients_that_never_read_are_cut_and_the_others_get_everything(
             # The room's member must be told of everything; the reader can sync, and got its time.
             assert (listener.close_reason, reader.close_reason) == ("slow_reader", "stalled")
             assert scene.stats.closed["slow_reader"] == scene.stats.closed["stalled"] == 1
+            told = [r for r in caplog.records if "does not read" in r.message]
+            assert {(vars(r)["user"], vars(r)["reason"]) for r in told} == {
+                ("ana", "slow_reader"),
+                ("ana", "stalled"),
+            }
             for connection in (reader, listener):
                 assert 0 < scene.most_bytes[connection] <= BUDGET_BYTES + 2 * MESSAGE_BYTES
                 assert connection.backlog_bytes == 0
