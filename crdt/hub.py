@@ -114,6 +114,8 @@ class RoomHub:
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
         self._kept: Counter[DocName] = Counter()
+        self._opening: Counter[DocName] = Counter()
+        """How many wait for a document to be read."""
         self.damaged: dict[DocName, str] = {}
         """Documents that could not be read when they were opened last, and why: the last
         `MAX_DAMAGED` of them."""
@@ -308,18 +310,30 @@ class RoomHub:
             self._watch_idle(live)
 
     def _is_idle(self, live: LiveRoom) -> bool:
-        return live.is_idle and live.name not in self._kept
+        return live.is_idle and live.name not in self._kept and live.name not in self._opening
 
     async def _open(self, name: DocName) -> LiveRoom:
-        while (live := self._rooms.get(name)) is None:
-            loading = self._loading.get(name)
-            if loading is None or loading.done():
-                loading = asyncio.create_task(self._load(name), name=f"load {name}")
-                self._loading[name] = loading
-                loading.add_done_callback(partial(self._on_loaded, name))
-            # One who gives up waiting must not take the load away from the others. And what has
-            # been loaded may have been given up before we go on.
-            await asyncio.shield(loading)
+        if (live := self._rooms.get(name)) is not None:
+            return live
+        # Nobody is in it yet, but it is not idle: were it let go before we go on, it would have to
+        # be read for ever.
+        self._opening[name] += 1
+        try:
+            while (live := self._rooms.get(name)) is None:
+                loading = self._loading.get(name)
+                if loading is None or loading.done():
+                    loading = asyncio.create_task(self._load(name), name=f"load {name}")
+                    self._loading[name] = loading
+                    loading.add_done_callback(partial(self._on_loaded, name))
+                # One who gives up waiting must not take the load away from the others. And what has
+                # been loaded may have been dropped before we go on.
+                await asyncio.shield(loading)
+        finally:
+            self._opening[name] -= 1
+            if not self._opening[name]:
+                del self._opening[name]
+            if (opened := self._rooms.get(name)) is not None:
+                self._watch_idle(opened)
         return live
 
     def _on_loaded(self, name: DocName, loading: asyncio.Task[LiveRoom]) -> None:

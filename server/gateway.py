@@ -83,6 +83,8 @@ class Gateway:
         self.limits = limits.told(settings)
         self.on_committed: Callable[[Committed], None] = lambda _: None
         """Told of every change that is durable, after its room was."""
+        self.on_erased: Callable[[Revocation], None] = lambda _: None
+        """Told of who was erased, as often as this is heard of."""
 
     def open(
         self,
@@ -119,6 +121,8 @@ class Gateway:
         now_ms = self._services.clock.now_ms()
         for revocation in await self._services.store.revocations(now_ms):
             self._revocations.add(revocation, now_ms)
+            if revocation.kind == "erased":
+                self.on_erased(revocation)
 
     def reload_revocations(self) -> None:
         """What another instance has said of them may have been lost: read them again."""
@@ -414,6 +418,8 @@ class Gateway:
             if not session.is_revoking:
                 self._end_if_revoked(session)
         self._viewers.end_if(revocation.covers)
+        if revocation.kind == "erased":
+            self.on_erased(revocation)
         told = {"kind": revocation.kind, "id": revocation.id, "connections": len(covered)}
         log.info("tokens are revoked", extra=told)
 

@@ -37,7 +37,7 @@ EXIT_INCOMPLETE = 1
 
 POLL_EVERY_S = 0.2
 IDLE_TIMEOUT_S = 1.0
-"""A room that went the moment it was read would be read again and again."""
+"""Each step opens the document that the one before had open."""
 SERVERS_TAKE_IT_WITHIN_S = 6.0
 
 

@@ -307,6 +307,16 @@ class RedisLog:
         pattern = _GLOB.sub(r"\\\g<0>", f"{self._prefix}:{{") + "*}:unlisted"
         async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
             await _plain(self._redis.srem(key, str(doc)))
+        await self._unqueue(doc)
+
+    async def _unqueue(self, doc: DocName) -> None:
+        """There is nothing to be done for a document any more, be it somebody's task already."""
+        name, start = str(doc).encode(), "-"
+        while page := await _plain(self._redis.xrange(self._work, min=start, count=SCAN_COUNT)):
+            if ids := [id_ for id_, fields in page if fields.get(b"d") == name]:
+                await FINISH(self._redis, [self._work], [GROUP, *ids])
+            start = f"({page[-1][0].decode()}"
+        await _plain(self._redis.srem(self._waiting, str(doc)))
 
     async def forget_user(self, user_id: UserId) -> Counter[str]:
         """Delete what is kept of a user beside streams: answers to them, and what others' answers

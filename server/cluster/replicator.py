@@ -1008,20 +1008,21 @@ class Replicator:
             known = await self._answered_before(spooled, drafts)
             for one, found in zip(spooled, drafts, strict=True):
                 cleaned = await self._erased.cleaned(hosted.doc, found, self._shared)
-                draft = dict(cleaned)
-                awards = await self._judge_late(hosted, one.origin, draft)
+                has_erased = cleaned is not found
+                draft = dict(found)
+                awards = await self._judge_late(hosted, one.origin, cleaned)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                is_whole = await self._put_late(hosted, one, draft, known)
+                is_whole = await self._put_late(hosted, one, draft, known, has_erased=has_erased)
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
                 if awards and self._inlet is not None:
                     self._inlet.awarded(hosted.doc, mongo_log.by_set(awards))
                 for key in answers_in(draft):
                     hosted.answers.pop(key, None)
-                if not is_whole or cleaned is not found:
+                if not is_whole or has_erased:
                     # The room has what the log has not.
-                    self._give_up(hosted, "repeated" if cleaned is found else "erased")
+                    self._give_up(hosted, "erased" if has_erased else "repeated")
 
     async def _answered_before(
         self, spooled: Sequence[Spooled], drafts: Iterable[Mapping[str, Any]]
@@ -1039,11 +1040,14 @@ class Replicator:
         one: Spooled,
         draft: Mapping[str, Any],
         known: Mapping[str, tuple[str, int]],
+        *,
+        has_erased: bool,
     ) -> bool:
         """Append a record that was acked before.
 
         Args:
             known: which appends have answered operations, as far as MongoDB was asked.
+            has_erased: it has something of somebody who was erased since, to be left out.
 
         Returns: whether it is in the log as it is. An operation of it may have been carried out
             elsewhere since, while neither knew of the other: that one stands, and ours is taken
@@ -1054,7 +1058,9 @@ class Replicator:
             return True  # it had reached the log before Redis forgot of it, and MongoDB
         repeated = answers.keys() & known.keys()
         while True:
-            made = await self._told_apart(hosted.doc, draft, repeated)
+            made: Mapping[str, Any] = await self._told_apart(hosted.doc, draft, repeated)
+            if has_erased:  # only now: what cannot be told apart any more cannot be taken back
+                made = await self._erased.cleaned(hosted.doc, made, self._shared)
             data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
             held, left = _Held(0, one.origin, one.n, data), answers_in(made)
             try:
@@ -1118,6 +1124,10 @@ class Replicator:
                 self._unmoved |= docs
             if not self._unmoved:
                 self._has_unmoved.clear()
+
+    def forget(self, doc: DocName) -> None:
+        """The document was deleted for good: nothing of it is to be moved."""
+        self._unmoved.discard(doc)
 
     def _chore(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

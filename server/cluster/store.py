@@ -414,6 +414,7 @@ class ClusterStore:
 
     async def bury(self, doc: DocName) -> None:
         await self._store.bury(doc)
+        self._replicator.forget(doc)
         with self._shared_log_needed():
             await self._log.drop(doc)
 

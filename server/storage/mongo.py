@@ -290,6 +290,7 @@ class MongoStore:
             return (
                 await self._db["documents"].find_one({}, only_id) is None
                 and await self._log.find_one({}, only_id) is None
+                and await self._db["tombstones"].find_one({}, only_id) is None
             )
 
     async def _exists(self, doc: str) -> bool:
