@@ -15,6 +15,7 @@ their devices, not from somebody else's replica, not from a snapshot that was be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -73,7 +74,7 @@ class Eraser:
             try:
                 for found in await self._store.erasures():
                     if await self._store.take_erasure(found.id, self.name):
-                        await self.carry_out(found)
+                        await self._carry_out_unless_ended(found)
             except RepSyncError as exc:
                 log.warning("an erasure is put off", extra={"cause": str(exc)})
                 delay_s = RETRY_AFTER_S
@@ -81,6 +82,14 @@ class Eraser:
                 log.exception("an erasure failed")
                 delay_s = RETRY_AFTER_S
             await asyncio.sleep(delay_s)
+
+    async def _carry_out_unless_ended(self, taken: Erasure) -> None:
+        try:
+            await self.carry_out(taken)
+        except asyncio.CancelledError:
+            with contextlib.suppress(RepSyncError):  # else others have to wait for a while
+                await self._store.leave_erasure(taken.id, self.name)
+            raise
 
     async def ask(self, user_id: UserId) -> Erasure:
         """Note that somebody is to be erased. Returns: what is to be carried out."""

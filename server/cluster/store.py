@@ -407,6 +407,9 @@ class ClusterStore:
     async def take_erasure(self, erasure_id: str, by: str) -> bool:
         return not self._replicator.is_away and await self._store.take_erasure(erasure_id, by)
 
+    async def leave_erasure(self, erasure_id: str, by: str) -> None:
+        await self._store.leave_erasure(erasure_id, by)
+
     async def note_erasure(
         self, erasure_id: str, report: dict[str, Any], error: str | None
     ) -> None:

@@ -837,6 +837,10 @@ class MongoStore:
         with self._telling("written"):
             return await mongo_personal.take(self._db, erasure_id, by, now_ms())
 
+    async def leave_erasure(self, erasure_id: str, by: str) -> None:
+        with self._telling("written"):
+            await mongo_personal.leave(self._db, erasure_id, by)
+
     async def note_erasure(
         self, erasure_id: str, report: dict[str, Any], error: str | None
     ) -> None:

@@ -221,6 +221,11 @@ async def take(db: Database, erasure_id: str, by: str, now_ms: int) -> bool:
     return bool(taken.matched_count)
 
 
+async def leave(db: Database, erasure_id: str, by: str) -> None:
+    taken = {"_id": erasure_id, "by": by}
+    await db["erasures"].update_one(taken, {"$unset": {"by": "", "taken_until_ms": ""}})
+
+
 async def note(
     db: Database, erasure_id: str, report: dict[str, Any], error: str | None, now_ms: int
 ) -> None:

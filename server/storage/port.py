@@ -152,6 +152,9 @@ class ErasingStore(ServerStore, PersonalRecords, Protocol):
         Returns: whether it is; if not, another process is at it, which does no harm but is no use.
         """
 
+    async def leave_erasure(self, erasure_id: str, by: str) -> None:
+        """Let another process take it at once: this one ends."""
+
     async def note_erasure(
         self, erasure_id: str, report: dict[str, Any], error: str | None
     ) -> None:

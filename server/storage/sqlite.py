@@ -170,6 +170,8 @@ class SqliteStore:
     async def take_erasure(self, erasure_id: str, by: str) -> bool:
         return True  # nobody else has the file
 
+    async def leave_erasure(self, erasure_id: str, by: str) -> None: ...
+
     async def note_erasure(
         self, erasure_id: str, report: dict[str, Any], error: str | None
     ) -> None:

@@ -298,6 +298,28 @@ async def test_an_erasure_that_was_interrupted_is_carried_out_by_the_next_server
         await eventually(place.found, lambda found: not found)  # the queue of work names documents
 
 
+async def test_a_server_that_ends_leaves_the_erasure_to_the_next_one(place: Place) -> None:
+    begun = asyncio.Event()
+
+    async def hanging(*_: Any) -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with place.running() as server:
+        await train_together(server)
+        store = server.parts.store
+        store.bury = hanging  # type: ignore[method-assign]
+        await store.begin_erasure(UserId(ZOE), 0)
+        async with asyncio.timeout(30):
+            await begun.wait()
+    async with place.running() as server:
+        store = server.parts.store
+        (left,) = await store.erasures() or (None,)
+        assert left is None or left.by in (None, server.parts.gateway.instance)
+        await eventually(lambda: store.erasures(), lambda left: not left)
+        await eventually(place.found, lambda found: not found)
+
+
 @pytest.mark.parametrize("step", ["bury", "compact", "forget_in", "forget", "end_erasure"])
 async def test_an_erasure_that_died_at_any_step_is_carried_out_when_it_is_asked_for_again(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
