@@ -128,13 +128,20 @@ class Entry(NamedTuple):
     """Taken out of the plan; sets that were logged elsewhere meanwhile may still name them."""
 
 
+class Part(NamedTuple):
+    """What one entry has brought to the update of its append."""
+
+    update: bytes | None
+    changes_status: bool
+
+
 class Append(NamedTuple):
     """One log record: the merged update of all its entries (None if only members changed).
 
     `summary` is the document's summary if it is another one than before. `status_seen` is set by a
     change of the document's status: the last position that was known when it was planned. If
     somebody else's change of the status stands behind that, a store that several share refuses.
-    `updates` are what `update` was merged of, each entry's own.
+    `parts` are what `update` was merged of, one for each entry.
     """
 
     doc: DocName
@@ -143,7 +150,7 @@ class Append(NamedTuple):
     summary: Summary | None = None
     creates: bool = False
     status_seen: int | None = None
-    updates: Sequence[bytes | None] = ()
+    parts: Sequence[Part] = ()
 
 
 class Foreign(NamedTuple):

@@ -15,10 +15,11 @@ from crdt.replica import GONE, Delta, Put, Remove, Replica, View, Write, apply_d
 
 
 class TakenBack(NamedTuple):
-    """An update, and the Yjs client ID under which it takes back."""
+    """An update, the Yjs client ID under which it takes back, and the document after it."""
 
     update: bytes
     client_id: int
+    view: View
 
 
 def take_back(
@@ -43,7 +44,7 @@ def take_back(
             replica.write(_restoring(view, delta))
         else:
             apply_delta(view, delta)
-    return TakenBack(replica.diff(vector), replica.client_id)
+    return TakenBack(replica.diff(vector), replica.client_id, replica.read())
 
 
 def _restoring(before: View, delta: Delta) -> Iterator[Write]:

@@ -37,6 +37,7 @@ from crdt.ports import (
     Entry,
     Foreign,
     Loaded,
+    Part,
     Stored,
     Summary,
 )
@@ -82,6 +83,10 @@ class Change:
     """The last position that was here when it was admitted."""
     is_overtaken: bool = False
     """Whether somebody else's record has come before it since."""
+
+    @property
+    def changes_status(self) -> bool:
+        return ("meta", "status") in self.delta
 
 
 class Batch(NamedTuple):
@@ -136,7 +141,7 @@ class Room:
             self._replica.load(*loaded.updates)
             self._size_bytes = len(loaded.snapshot or b"") + sum(map(len, loaded.updates))
         self._view = self._replica.read()
-        self._listed_as = self._summary_of(self._view) if self._exists else None
+        self._listed_as = summary_of(self.name, self._view) if self._exists else None
         self._waiting: list[Change] = []
         self._in_flight: Batch | None = None
         self._built: tuple[Replica, View] | None = None
@@ -468,10 +473,9 @@ class Room:
             summary,
             creates=not self._exists,
             status_seen=min(
-                (change.planned_at for change in changes if ("meta", "status") in change.delta),
-                default=None,
+                (change.planned_at for change in changes if change.changes_status), default=None
             ),
-            updates=tuple(change.update for change in changes),
+            parts=tuple(Part(change.update, change.changes_status) for change in changes),
         )
         self._in_flight = Batch(append, changes)
         return self._in_flight
@@ -606,7 +610,7 @@ class Room:
         events = self._told(self._view, delta, awards)
         apply_delta(self._view, delta)
         if self._listed_as is not None and any(root == "meta" for root, _ in delta):
-            self._listed_as = self._summary_of(self._view)
+            self._listed_as = summary_of(self.name, self._view)
         return events
 
     @property
@@ -640,28 +644,11 @@ class Room:
             root == "meta" for change in changes for root, _ in change.delta
         ):
             return None
-        summary = self._summary_of(self._head_view)
+        summary = summary_of(self.name, self._head_view)
         if summary == self._listed_as:
             return None
         self._listed_as = summary
         return summary
-
-    def _summary_of(self, view: View) -> Summary:
-        meta = view["meta"]
-        owner_id = meta.get("owner_id")
-        times = {
-            key: value if isinstance(value := meta.get(key), int) else None
-            for key in ("created_at", "started_at", "ended_at")
-        }
-        return Summary(
-            self.name,
-            UserId(owner_id if isinstance(owner_id, str) else ""),
-            str(meta.get("title", "")),
-            str(meta["status"]) if "status" in meta else None,
-            str(meta["mode"]) if "mode" in meta else None,
-            str(meta.get("visibility", "private")),
-            **times,
-        )
 
     def _committed(self) -> Replica:
         """The committed replica. Updates are applied to it when somebody asks for it, several in
@@ -685,6 +672,25 @@ class Room:
             if change.update is not None:
                 head.load(change.update)
         return head, head.read()
+
+
+def summary_of(doc: DocName, view: View) -> Summary:
+    """What lists show of a document that looks like this."""
+    meta = view["meta"]
+    owner_id = meta.get("owner_id")
+    times = {
+        key: value if isinstance(value := meta.get(key), int) else None
+        for key in ("created_at", "started_at", "ended_at")
+    }
+    return Summary(
+        doc,
+        UserId(owner_id if isinstance(owner_id, str) else ""),
+        str(meta.get("title", "")),
+        str(meta["status"]) if "status" in meta else None,
+        str(meta["mode"]) if "mode" in meta else None,
+        str(meta.get("visibility", "private")),
+        **times,
+    )
 
 
 def _with_awards(events: list[DomainEvent], awards: Awards) -> list[DomainEvent]:

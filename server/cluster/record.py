@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from crdt.access import Member
-from crdt.ids import DocKind, DocName, UserId
+from crdt.ids import DocName, UserId
 from crdt.ports import SERVER, Append, Foreign, Loaded
 from crdt.repeated import take_back
+from crdt.room import summary_of
 from server.cluster.envelope import Malformed, Sealer
 from server.cluster.log import Record
 from server.storage import mongo_log
@@ -54,21 +55,31 @@ MAX_PARTS_BYTES = mongo_log.MAX_RECORD_BYTES // 8
 """A record that is larger than this does without `parts`."""
 
 
-def with_parts(draft: dict[str, Any], batch: Append) -> dict[str, Any]:
-    """A draft that can be told apart again: what each entry has brought stands in `parts`, as long
-    as the record waits in the spool."""
-    size_bytes = sum(len(update or b"") for update in batch.updates)
+def with_parts(draft: dict[str, Any], batch: Append, known: int) -> dict[str, Any]:
+    """A draft that can be told apart again, as long as the record waits in the spool: `parts` is
+    what each entry has brought, `status_seen` up to where a change of the status knew the log.
+
+    Args:
+        known: up to where the log is known here.
+    """
+    if batch.status_seen is not None:
+        draft = {**draft, "status_seen": min(batch.status_seen, known)}
+    size_bytes = sum(len(part.update or b"") for part in batch.parts)
     if len(batch.entries) < 2 or size_bytes > MAX_PARTS_BYTES:
         return draft
     parts = [
-        {"yjs": update, "members": [mongo_log.of_member(member) for member in entry.members]}
-        for entry, update in zip(batch.entries, batch.updates, strict=True)
+        {
+            "yjs": part.update,
+            "members": [mongo_log.of_member(member) for member in entry.members],
+            "changes_status": part.changes_status,
+        }
+        for entry, part in zip(batch.entries, batch.parts, strict=True)
     ]
     return {**draft, "parts": parts}
 
 
 def without_parts(draft: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in draft.items() if name != "parts"}
+    return {name: value for name, value in draft.items() if name not in ("parts", "status_seen")}
 
 
 def without_answers(draft: Mapping[str, Any], repeated: Collection[str]) -> dict[str, Any]:
@@ -86,34 +97,52 @@ def without_answers(draft: Mapping[str, Any], repeated: Collection[str]) -> dict
 
 
 def taken_back(
-    draft: Mapping[str, Any], repeated: Collection[str], shared: Iterable[bytes]
+    draft: Mapping[str, Any],
+    doc: DocName,
+    shared: Iterable[bytes],
+    *,
+    repeated: Collection[str],
+    is_outpaced: bool,
 ) -> dict[str, Any]:
-    """The draft of a record that leaves nothing behind of some of its operations, because they
-    were carried out elsewhere, too. Who did what stays in it; those answers do not.
+    """The draft of a record as it goes into a log that others have written to since: some of its
+    operations leave nothing behind, and what lists show is what the document will be. Who did what
+    stays in it; answers that were given elsewhere do not.
 
     Args:
-        repeated: the keys of the answers to these operations.
         shared: the document as the shared log has it, as Yjs updates.
+        repeated: the keys of the answers to operations that were carried out elsewhere, too.
+        is_outpaced: whether its changes of the status are to leave nothing behind.
 
     Raises:
         Invalid, Unsynced: the record does not go with that document.
     """
     made = without_answers(draft, repeated)
-    is_repeated = [_key(entry) in repeated for entry in draft["entries"]]
-    if "parts" in draft:
-        parts = list(zip(draft["parts"], is_repeated, strict=True))
-    elif all(is_repeated):
-        parts = [({"yjs": draft.get("yjs"), "members": ()}, True)]
-    else:
-        return made  # it cannot be told apart
-    made["members"] = [row for part, is_gone in parts if not is_gone for row in part["members"]]
-    if all(is_repeated):
-        made.pop("summary", None)
-    changes = [(part["yjs"], is_gone) for part, is_gone in parts if part["yjs"] is not None]
-    if changes:
-        update, client_id = take_back(DocKind(draft["kind"]), shared, changes)
-        made |= {"yjs": update, "crc": mongo_log.checksum(update)}
-        made["client_ids"] = [*draft.get("client_ids", ()), [client_id, SERVER]]
+    entries = draft["entries"]
+    whole = {
+        "yjs": draft.get("yjs"),
+        "members": draft.get("members", ()),
+        "changes_status": "status_seen" in draft,
+    }
+    parts = draft.get("parts", [whole])
+    # What cannot be told apart stays as it is.
+    can_be_told = len(parts) == len(entries)
+    gone = [
+        can_be_told and (_key(entry) in repeated or (is_outpaced and part["changes_status"]))
+        for entry, part in zip(entries, parts, strict=False)
+    ]
+    kept = zip(parts, gone, strict=True)
+    made["members"] = [row for part, is_gone in kept if not is_gone for row in part["members"]]
+    changes = [
+        (part["yjs"], is_gone)
+        for part, is_gone in zip(parts, gone, strict=True)
+        if part["yjs"] is not None
+    ]
+    back = take_back(doc.kind, shared, changes)
+    if changes and any(gone):
+        made |= {"yjs": back.update, "crc": mongo_log.checksum(back.update)}
+        made["client_ids"] = [*draft.get("client_ids", ()), [back.client_id, SERVER]]
+    if "summary" in draft:
+        made["summary"] = mongo_log.of_summary(summary_of(doc, back.view))
     return _without_empty(made, "members")
 
 

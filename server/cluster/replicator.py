@@ -623,7 +623,7 @@ class Replicator:
             durability="local"
         )
         draft = mongo_log.draft(batch, by_entry, stored, hosted.listed_at)
-        record = mongo_log.pack(with_parts(draft, batch))
+        record = mongo_log.pack(with_parts(draft, batch, hosted.pos))
         await self._spool.append(hosted.doc, self._origin, n, record)
         hosted.local += 1
         hosted.is_behind = True
@@ -1050,35 +1050,47 @@ class Replicator:
             has_erased: it has something of somebody who was erased since, to be left out.
 
         Returns: whether it is in the log as it is. An operation of it may have been carried out
-            elsewhere since, while neither knew of the other: that one stands, and ours is taken
-            back as it goes in.
+            elsewhere since, or the status have been changed, while neither knew of the other: that
+            stands, and ours is taken back as it goes in.
         """
         answers = answers_in(draft)
         if any(known.get(op) == (one.origin, one.n) for op in answers):
             return True  # it had reached the log before Redis forgot of it, and MongoDB
-        repeated = answers.keys() & known.keys()
+        repeated, is_outpaced = answers.keys() & known.keys(), False
         while True:
-            made: Mapping[str, Any] = await self._told_apart(hosted.doc, draft, repeated)
+            made: Mapping[str, Any] = await self._told_apart(
+                hosted.doc, draft, repeated, is_outpaced
+            )
             if has_erased:  # only now: what cannot be told apart any more cannot be taken back
                 made = await self._erased.cleaned(hosted.doc, made, self._shared)
             data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
             held, left = _Held(0, one.origin, one.n, data), answers_in(made)
+            has_status = "status_seen" in draft and not is_outpaced
+            guards = {"status": draft["status_seen"]} if has_status else {}
             try:
-                await self._put(hosted, held, answers=left)
+                await self._put(hosted, held, answers=left, guards=guards)
             except Repeated as exc:
                 repeated |= {exc.key, *await self._answered(hosted.doc, left)}
+            except Outpaced:
+                is_outpaced = True
             else:
-                return not repeated
+                return not repeated and not is_outpaced
 
     async def _told_apart(
-        self, doc: DocName, draft: Mapping[str, Any], repeated: Set[str]
+        self, doc: DocName, draft: Mapping[str, Any], repeated: Set[str], is_outpaced: bool
     ) -> dict[str, Any]:
-        """A record without what some of its operations have done."""
-        if not repeated:
+        """A record without what some of its operations have done, and with the summary that the
+        document will have."""
+        if not repeated and not is_outpaced and "summary" not in draft:
             return without_parts(draft)
-        shared = await self._shared(doc)
         try:
-            return taken_back(draft, repeated, shared)
+            shared = await self._shared(doc)
+        except Unavailable:
+            if repeated or is_outpaced:
+                raise
+            return without_parts(draft)  # no reason to wait for MongoDB
+        try:
+            return taken_back(draft, doc, shared, repeated=repeated, is_outpaced=is_outpaced)
         except (Invalid, Unsynced):
             log.exception("what was done twice stays", extra={"document": str(doc)})
             return without_answers(draft, repeated)

@@ -121,7 +121,7 @@ def draft(
         listed_at: when the document was made, ms since the epoch.
     """
     follows: dict[str, Any] = {
-        "summary": None if batch.summary is None else _of_summary(batch.summary),
+        "summary": None if batch.summary is None else of_summary(batch.summary),
         "members": [of_member(member) for entry in batch.entries for member in entry.members],
         "scores": _of_scores(batch.entries),
         "awards": [of_award(award) for won in by_entry for award in won],
@@ -384,7 +384,7 @@ def _entries(entries: Sequence[Entry], stored: Stored) -> dict[str, Any]:
     return {"entries": shown, "ops": ops} if ops else {"entries": shown}
 
 
-def _of_summary(summary: Summary) -> dict[str, Any]:
+def of_summary(summary: Summary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in _SUMMARY}
 
 

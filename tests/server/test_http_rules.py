@@ -119,10 +119,10 @@ UPGRADE = (
 
 REQUESTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "a greeting": (200, ("GET", "/")),
-    "health": (200, ("GET", "/health")),
+    "health": (200, ("GET", "/live")),
     "readiness": (200, ("GET", "/ready")),
     "metrics": (200, ("GET", "/metrics")),
-    "a head": (200, ("HEAD", "/health")),
+    "a head": (200, ("HEAD", "/live")),
     "options": (204, ("OPTIONS", "/health")),
     "a page that there is not": (404, ("GET", "/nothing")),
     "a method that there is not": (405, ("POST", "/health")),
@@ -303,10 +303,10 @@ async def test_a_named_page_may_read_what_is_answered(named: RunningServer, path
     ],
 )
 async def test_no_other_page_may(named: RunningServer, origin: str) -> None:
-    answer = await ask(named, "GET", "/health", f"Origin: {origin}")
+    answer = await ask(named, "GET", "/live", f"Origin: {origin}")
     assert (answer.status, cors(answer), answer.headers["vary"]) == (200, {}, "Origin")
     preflight = await ask(
-        named, "OPTIONS", "/health", f"Origin: {origin}", "Access-Control-Request-Method: GET"
+        named, "OPTIONS", "/live", f"Origin: {origin}", "Access-Control-Request-Method: GET"
     )
     assert cors(preflight) == {}
     if origin:
@@ -340,7 +340,7 @@ async def test_a_page_that_is_asked_first_is_told_what_it_may_send(named: Runnin
 
 async def test_everybody_may_read_but_nobody_with_credentials(tmp_path: Path) -> None:
     async with running_server(tmp_path, cors_origins=("*",)) as server:
-        for path in ("/health", POLL):
+        for path in ("/live", POLL):
             answer = await ask(server, "GET", path, f"Origin: {PAGE}")
             assert (answer.status, cors(answer)) == (200, {"allow-origin": "*"})
 

@@ -10,6 +10,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -304,11 +305,31 @@ async def do_twice(gym: Gym, cut_off: int, elsewhere: int) -> None:
         )
 
     await eventually(counts)
-    await eventually(lambda: is_healed(gym.cluster.instances[cut_off]), timeout_s=CONVERGENCE_S)
+    await eventually(partial(is_healed, gym.cluster.instances[cut_off]), timeout_s=30)
 
 
 async def is_healed(instance: Instance) -> bool:
     return not await instance.ailing()
+
+
+async def test_a_status_that_was_changed_elsewhere_meanwhile_stays(gym: Gym) -> None:
+    await gym.phones[0].do("workout:start", HERE)
+    for cut_off, elsewhere in ((0, 1), (1, 0)):
+        link = redis_link(gym.cluster.instances[cut_off])
+        link.down()
+        await gym.until_local(cut_off)
+        paused = await gym.phones[cut_off].do("workout:pause", HERE)
+        assert paused["durability"] == "local"
+        for action in ("pause", "resume"):
+            await gym.phones[elsewhere].do(f"workout:{action}", HERE)
+        link.heal()
+        await gym.until_all_show()
+        await eventually(partial(is_healed, gym.cluster.instances[cut_off]), timeout_s=30)
+        await gym.cluster.until_persisted()
+        for at in range(3):
+            assert (await gym.workout(at))["status"] == "active"
+            (listed,) = (await gym.phones[at].do("workout:list", {}))["workouts"]
+            assert listed["status"] == "active"
 
 
 async def test_a_status_changes_once_whoever_asks(gym: Gym) -> None:

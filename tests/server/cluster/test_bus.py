@@ -519,14 +519,6 @@ async def test_how_long_a_heartbeat_is_under_way_is_known(gym: Gym) -> None:
     assert one.bus.lag_s <= time.monotonic() - before_s
 
 
-async def test_an_older_versions_heartbeat_is_heard(gym: Gym) -> None:
-    one = await gym("one")
-    older = msgpack.packb([1, "h", "older", {"rooms": 1}])
-    await one.redis.publish(one.channel, older)
-    await one.redis.publish(one.channel, msgpack.packb([1, "h", "newer", [1.5, {"rooms": 2}]]))
-    await until(lambda: one.states == {"older": {"rooms": 1}, "newer": {"rooms": 2}})
-
-
 async def test_a_state_that_cannot_be_told_costs_no_heartbeat(gym: Gym) -> None:
     def state() -> Any:
         raise ValueError("not now")

@@ -43,7 +43,13 @@ async def test_what_was_done_twice_is_taken_back_beside_somebody_who_was_erased(
         erased = Erased(store)
         assert await erased.cleaned(LEG_DAY, waiting, shared) is waiting
         await store.begin_erasure(UserId(ZOE), NOW_MS)
-        told_apart = taken_back(waiting, {mongo_log.key("ana", "op-ana")}, [base])
+        told_apart = taken_back(
+            waiting,
+            LEG_DAY,
+            [base],
+            repeated={mongo_log.key("ana", "op-ana")},
+            is_outpaced=False,
+        )
         late = await erased.cleaned(LEG_DAY, told_apart, shared)
     before.apply(late["yjs"])
     assert before.content()["sets"].keys() == {"bens"}
