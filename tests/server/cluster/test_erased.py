@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pycrdt import merge_updates
 
 from crdt.ids import UserId
-from crdt.ports import Stored
+from crdt.ports import Part, Stored
 from server.cluster.erased import Erased
 from server.cluster.record import taken_back, with_parts
 from server.storage import mongo_log
@@ -33,8 +33,9 @@ async def test_what_was_done_twice_is_taken_back_beside_somebody_who_was_erased(
         entry(who, op_id=f"op-{who}", answer=lambda _: {}, event="workout:set:complete")
         for who in (ZOE, "ana", "ben")
     ]
-    batch = record(merge_updates(*updates), *entries)._replace(updates=updates)
-    waiting = with_parts(mongo_log.draft(batch, [(), (), ()], Stored(1), NOW_MS), batch)
+    parts = [Part(update, changes_status=False) for update in updates]
+    batch = record(merge_updates(*updates), *entries)._replace(parts=parts)
+    waiting = with_parts(mongo_log.draft(batch, [(), (), ()], Stored(1), NOW_MS), batch, 1)
 
     async def shared(_: object) -> Sequence[bytes]:
         return [base]
