@@ -5,6 +5,7 @@
     │   └── TokenExpired    token_expired     no    (a new token helps)
     ├── Forbidden           forbidden         no
     ├── NotFound            not_found         no
+    │   └── Gone            not_found         no    it was deleted for good
     ├── Invalid             invalid           no    details: [{path, message}]
     ├── Conflict            conflict          no    details: what stands in the way
     ├── Locked              locked            no    until who manages the document unlocks it
@@ -70,6 +71,13 @@ class Forbidden(RepSyncError):
 
 class NotFound(RepSyncError):
     code = "not_found"
+
+
+class Gone(NotFound):
+    """It was deleted for good, and can never be again: what comes late of it is to be dropped."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(f"{name} was deleted for good")
 
 
 class Invalid(RepSyncError):

@@ -23,18 +23,21 @@ from typing import Any
 from crdt.access import Member, User
 from crdt.admission import DocumentLimits
 from crdt.elsewhere import Guest
+from crdt.erasure import Part
 from crdt.errors import (
     Conflict,
     DocumentDamaged,
+    Gone,
     NotFound,
     Outdated,
     RoomFull,
     TooLarge,
     Unavailable,
 )
-from crdt.ids import ConnectionId, DocName
+from crdt.ids import ConnectionId, DocName, UserId
 from crdt.live import Connection, LiveRoom, shown_member
 from crdt.ports import (
+    SERVER,
     Answer,
     Author,
     Awards,
@@ -49,16 +52,17 @@ from crdt.ports import (
     Store,
     Stored,
 )
-from crdt.replica import Write
-from crdt.room import Batch, Change, Room
+from crdt.replica import Put, Write
+from crdt.room import ERASE, NOWHERE, Batch, Change, Room
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 CLOSE_TIMEOUT_S = 5.0
+COMPACTION_ATTEMPTS = 10
 MAX_DAMAGED = 1_000
 
-_TOLD = (Conflict, TooLarge, Unavailable)
+_TOLD = (Conflict, Gone, TooLarge, Unavailable)
 """What a store may answer to an append; anything else is a fault."""
 
 
@@ -110,6 +114,8 @@ class RoomHub:
         self._joined: dict[ConnectionId, set[DocName]] = {}
         self._chores: set[asyncio.Task[Any]] = set()
         self._kept: Counter[DocName] = Counter()
+        self._opening: Counter[DocName] = Counter()
+        """How many wait for a document to be read."""
         self.damaged: dict[DocName, str] = {}
         """Documents that could not be read when they were opened last, and why: the last
         `MAX_DAMAGED` of them."""
@@ -304,18 +310,30 @@ class RoomHub:
             self._watch_idle(live)
 
     def _is_idle(self, live: LiveRoom) -> bool:
-        return live.is_idle and live.name not in self._kept
+        return live.is_idle and live.name not in self._kept and live.name not in self._opening
 
     async def _open(self, name: DocName) -> LiveRoom:
-        while (live := self._rooms.get(name)) is None:
-            loading = self._loading.get(name)
-            if loading is None or loading.done():
-                loading = asyncio.create_task(self._load(name), name=f"load {name}")
-                self._loading[name] = loading
-                loading.add_done_callback(partial(self._on_loaded, name))
-            # One who gives up waiting must not take the load away from the others. And what has
-            # been loaded may have been given up before we go on.
-            await asyncio.shield(loading)
+        if (live := self._rooms.get(name)) is not None:
+            return live
+        # Nobody is in it yet, but it is not idle: were it let go before we go on, it would have to
+        # be read for ever.
+        self._opening[name] += 1
+        try:
+            while (live := self._rooms.get(name)) is None:
+                loading = self._loading.get(name)
+                if loading is None or loading.done():
+                    loading = asyncio.create_task(self._load(name), name=f"load {name}")
+                    self._loading[name] = loading
+                    loading.add_done_callback(partial(self._on_loaded, name))
+                # One who gives up waiting must not take the load away from the others. And what has
+                # been loaded may have been dropped before we go on.
+                await asyncio.shield(loading)
+        finally:
+            self._opening[name] -= 1
+            if not self._opening[name]:
+                del self._opening[name]
+            if (opened := self._rooms.get(name)) is not None:
+                self._watch_idle(opened)
         return live
 
     def _on_loaded(self, name: DocName, loading: asyncio.Task[LiveRoom]) -> None:
@@ -448,6 +466,67 @@ class RoomHub:
             rights=None if by is None else live.room.rights(by),
         )
         return await self._outcome(live, change)
+
+    # -- taking a person out ----------------------------------------------------------------
+
+    async def erase(self, name: DocName, user_id: UserId, sets: Iterable[str] = ()) -> Part:
+        """Take out of a document what it has of a person. Who is there sees it as ordinary
+        changes. It may be done again, as often as it takes.
+
+        Args:
+            sets: keys of sets of theirs that may have been deleted before.
+        Returns: what there was.
+        Raises:
+            NotFound: there is no such document.
+            Conflict: it is theirs alone: bury it.
+            Unavailable: it was not done, or not to its end.
+        """
+        async with self.lease(name) as live:
+            part: Part | None = None
+            keys = set(sets)
+            for attempt in range(COMPACTION_ATTEMPTS):
+                # A snapshot that somebody else has made since may hold the keys. Ours takes its
+                # place only from further on, so there has to be something new.
+                if part is None or live.room.snapshot_seq >= live.room.seq:
+                    found = await self._take_out(live, user_id)
+                    part = part or found
+                    keys.update(found.sets)
+                live.room.forget(user_id, keys)
+                if await self._compacted(live.room):
+                    return part
+                await asyncio.sleep(attempt * FIRST_RETRY_S)
+        raise Unavailable(f"{name} changes too fast to be rewritten", retry_after_ms=500)
+
+    async def _take_out(self, live: LiveRoom, user_id: UserId) -> Part:
+        came_in_s = time.perf_counter()
+        self._demand_open(live)
+        part, changes = live.room.erase(user_id, self._clock.now_ms())
+        await asyncio.gather(*[self._enqueue(live, came_in_s) for _ in changes])
+        if live.is_dropped:
+            raise Outdated
+        return part
+
+    async def close_for_all(self, name: DocName) -> None:
+        """Put everybody out of a document, for good. Who is there sees it as ordinary changes.
+
+        Raises:
+            NotFound: there is no such document.
+            Unavailable: it cannot be done now.
+        """
+        async with self.lease(name) as live:
+            self._demand_open(live)
+            gone = [Member(id_, "", member.name) for id_, member in live.room.roster.items()]
+            author = Author(SERVER, "", "", NOWHERE)
+            private = [Put(("meta", "visibility"), "private")]
+            change = live.room.edit(private, author, self._clock.now_ms(), ERASE, members=gone)
+            await self._outcome(live, change)
+
+    async def discard(self, name: DocName) -> None:
+        """Let go of a document that is no more in the store."""
+        if (loading := self._loading.get(name)) is not None:
+            await asyncio.wait([loading])
+        if (live := self._rooms.get(name)) is not None:
+            self._drop(live, Gone(name))
 
     async def _outcome(self, live: LiveRoom, change: Change) -> Answer:
         stored = await asyncio.shield(self._enqueue(live, time.perf_counter()))
@@ -764,15 +843,29 @@ class RoomHub:
                 await self._shared.persist(name)
             except Unavailable:
                 return False
+            except Gone:
+                return True  # deleted for good, so there is nothing to keep
         return True
 
-    async def _compact(self, room: Room) -> None:
+    async def _compacted(self, room: Room) -> bool:
+        """Returns: whether the room's present state is the snapshot; if not, somebody was faster.
+
+        Raises:
+            Unavailable: it cannot be done now.
+        """
         upto, base = room.seq, room.snapshot_seq
+        if await self._store.compact(room.name, room.diff(), upto, base):
+            room.compacted(upto)
+            return True
+        # To load it from a shared log would be to open it once more.
+        store = self._store.load if self._shared is None else self._shared.stored
+        if (loaded := await store(room.name)) is not None:
+            room.compacted(loaded.snapshot_seq)
+        return False
+
+    async def _compact(self, room: Room) -> None:
         try:
-            if await self._store.compact(room.name, room.diff(), upto, base):
-                room.compacted(upto)
-            elif (loaded := await self._store.load(room.name)) is not None:
-                room.compacted(loaded.snapshot_seq)  # somebody else was faster
+            await self._compacted(room)
         except Unavailable:
             # The log stays as long as it is; the next compaction takes it along.
             log.warning("compaction put off", extra={"document": str(room.name)})

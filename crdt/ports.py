@@ -286,6 +286,14 @@ class SharedLog(Protocol):
 
         Raises:
             Unavailable: it cannot be done now, the document must stay in memory.
+            Gone: it was deleted for good.
+        """
+
+    async def stored(self, doc: DocName) -> Loaded | None:
+        """The document as it is where it lasts, without opening it.
+
+        Raises:
+            Unavailable: it cannot be read now.
         """
 
     def demand_space(self, doc: DocName) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import hmac
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from crdt.ids import UserId
 
-RevocationKind = Literal["user", "token"]
+RevocationKind = Literal["user", "token", "erased"]
+
+FOR_EVER_MS = 2**53 - 1
+
+
+def hidden(salt: str, name: str) -> str:
+    """What is kept of somebody or something that is to be recognised, and not to be known."""
+    return f"{salt}:{hmac.digest(salt.encode(), name.encode(), hashlib.sha256).hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,7 @@ class TokenFacts:
 @dataclass(frozen=True, slots=True)
 class Revocation:
     """One token, by its id, or all of a user's tokens that were issued up to `issued_until_ms`.
+    An erased user's `id` is `hidden`.
 
     A user's token that does not say when it was issued is among them, however new it is. At
     `until_ms` the revocation ends: by then what it refuses must have run out by itself.
@@ -41,9 +52,15 @@ class Revocation:
         """Whether this is a token that it refuses, while it lasts."""
         if self.kind == "token":
             return token.token_id == self.id
-        return token.user_id == self.id and (
+        user_id = token.user_id if self.kind == "user" else hidden(self.salt, token.user_id)
+        return user_id == self.id and (
             token.issued_at_ms is None or token.issued_at_ms <= self.issued_until_ms
         )
+
+    @property
+    def salt(self) -> str:
+        """What the id of an erased user is hidden with."""
+        return self.id.partition(":")[0]
 
     def merged(self, other: Revocation) -> Revocation:
         """Both in one: the same user or token was revoked twice, and neither takes back."""
@@ -60,6 +77,8 @@ class RevocationList:
     def __init__(self) -> None:
         self._by_name: dict[tuple[RevocationKind, str], Revocation] = {}
         self._ends: list[tuple[int, RevocationKind, str]] = []
+        self._salts: Counter[str] = Counter()
+        """Of erased users; in all likelihood one."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -70,6 +89,8 @@ class RevocationList:
         known = self._by_name.get(name)
         if known is not None:
             revocation = revocation.merged(known)
+        if known is None and revocation.kind == "erased":
+            self._salts[revocation.salt] += 1
         self._by_name[name] = revocation
         if known is None or known.until_ms != revocation.until_ms:
             heapq.heappush(self._ends, (revocation.until_ms, *name))
@@ -78,13 +99,22 @@ class RevocationList:
             ended = self._by_name.get((kind, id_))
             if ended is not None and ended.until_ms <= now_ms:  # it may have been prolonged
                 del self._by_name[kind, id_]
+                if kind == "erased":
+                    self._salts -= Counter([ended.salt])
 
     def refuses(self, token: TokenFacts, now_ms: int) -> bool:
         """Whether a token has been revoked."""
+        return self.find(token, now_ms) is not None
+
+    def find(self, token: TokenFacts, now_ms: int) -> Revocation | None:
+        """Why a token is refused; None if it has not been revoked."""
         candidates = [self._by_name.get(("user", token.user_id))]
         if token.token_id is not None:
             candidates.append(self._by_name.get(("token", token.token_id)))
-        return any(
-            found is not None and found.until_ms > now_ms and found.covers(token)
-            for found in candidates
-        )
+        candidates += [
+            self._by_name.get(("erased", hidden(salt, token.user_id))) for salt in self._salts
+        ]
+        for found in candidates:
+            if found is not None and found.until_ms > now_ms and found.covers(token):
+                return found
+        return None

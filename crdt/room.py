@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 from pycrdt import merge_updates
 
-from crdt import admission, template, workout
+from crdt import admission, erasure, template, workout
 from crdt.access import Member, Right, User, rights_of
 from crdt.errors import Conflict, Forbidden, RepSyncError, TooLarge
 from crdt.events import DomainEvent
-from crdt.ids import DocKind, DocName, UserId
+from crdt.ids import ConnectionId, DocKind, DocName, UserId
 from crdt.ports import (
     SERVER,
     Answer,
@@ -48,6 +48,7 @@ from crdt.replica import (
     EMPTY_UPDATE,
     GONE,
     Delta,
+    Put,
     Remove,
     Replica,
     Transaction,
@@ -60,6 +61,12 @@ MAX_UNAPPLIED = 64
 
 BY_CLIENT = "sync-update"
 """What the log calls a change that a Yjs client made; others are called by their intent."""
+
+
+ERASE = "user:erase"
+"""The same of what the server takes out when somebody is erased."""
+
+NOWHERE = ConnectionId("")
 
 
 @dataclass(slots=True)
@@ -370,6 +377,83 @@ class Room:
         bound = [(id_, user_id) for id_ in client_ids if id_ not in self.client_ids]
         self.client_ids.update(bound)
         return bound
+
+    # -- taking a person out ----------------------------------------------------------------
+
+    def part_of(self, user_id: UserId) -> erasure.Part:
+        """What the document has of a person, with all that was admitted."""
+        ids = self._client_ids_of(user_id)
+        return erasure.part_of(self.name.kind, self.head, self._head.diff(), user_id, ids)
+
+    def heir_of(self, user_id: UserId) -> Member | None:
+        """Who goes on with the document if this person owns it; None if it is theirs alone."""
+        return erasure.heir(self.name.kind, self.head, self.roster, user_id)
+
+    def erase(self, user_id: UserId, at_ms: int) -> tuple[erasure.Part, list[Change]]:
+        """Take out what the document has of a person; one that they own goes on with the heir.
+
+        Their place in it is forgotten when this is durable, by `forget`.
+
+        Returns: what there was, and the changes, one at least: what comes after stands behind it.
+        Raises:
+            Conflict: it is theirs alone.
+        """
+        part, meta, author = (
+            self.part_of(user_id),
+            self.head["meta"],
+            Author(SERVER, "", "", NOWHERE),
+        )
+        known = self.roster.get(user_id)
+        members = [] if known is None else [Member(user_id, "", known.name)]
+        writes: list[Write] = [Remove(("sets", id_)) for id_ in part.sets]
+        writes += [Remove(("timers", key)) for key in part.timers]
+        owner_id = meta.get("owner_id", "")
+        if owner_id == user_id:
+            heir = self.heir_of(user_id)
+            if heir is None:
+                raise Conflict("the document is theirs alone")
+            owner_id = heir.user_id
+            members.append(Member(heir.user_id, "owner", heir.name))
+            named = {user_id, known.name if known else user_id}
+            title = str(meta.get("title", ""))
+            if any(name.casefold() in title.casefold() for name in named):
+                writes.append(Put(("meta", "title"), self.name.kind.value.title()))
+        # Written in any case, so that there is a record for a snapshot to stand behind.
+        writes.append(Put(("meta", "owner_id"), owner_id))
+        changes = []
+        try:
+            written = self._head.write(writes)
+            changes.append(self._accept(written, author, at_ms, ERASE, members=tuple(members)))
+            if part.typed != EMPTY_UPDATE and (typed := self._head.apply(part.typed)) is not None:
+                changes.append(self._accept(typed, author, at_ms, ERASE))
+        except BaseException:
+            self._rebuild_head()
+            raise
+        return part, changes
+
+    def forget(self, user_id: UserId, sets: Iterable[str]) -> None:
+        """Let nothing of a person be left of what was deleted: not in the committed document, nor
+        beside it. Nobody can write under their Yjs client IDs from now on.
+
+        Args:
+            sets: the keys of all sets that were theirs.
+        """
+        ids = self._client_ids_of(user_id)
+        keys: dict[str, set[str]] = {"sets": set(sets), "timers": {user_id}}
+        # What the server wrote for somebody and has deleted since, it cannot tell whose it was.
+        written = [*ids, *self._client_ids_of(SERVER)]
+        state = erasure.forget_keys(self._committed().diff(), keys, written)
+        self._replica = Replica(self.name.kind, state, is_watched=self._is_shared)
+        self._rebuild_head()
+        self._size_bytes = self._measured_bytes = len(state)
+        self.client_ids.update(dict.fromkeys(ids, SERVER))
+        self._names.pop(user_id, None)
+        for set_id, won in list(self.awards.items()):
+            if any(award.user_id == user_id for award in won.values()):
+                del self.awards[set_id]
+
+    def _client_ids_of(self, user_id: UserId) -> list[int]:
+        return [id_ for id_, whose in self.client_ids.items() if whose == user_id]
 
     # -- into the log -----------------------------------------------------------------------
 

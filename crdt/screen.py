@@ -17,7 +17,7 @@ Nothing is decoded that does not have to be; going over a set takes some microse
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from crdt.errors import Invalid, Unsynced
@@ -30,6 +30,8 @@ MAX_NESTED_TYPES = 4_000
 
 _GC, _DELETED, _OLD_VALUES, _BINARY, _STRING, _EMBED, _FORMAT, _TYPE, _ANY = range(9)
 _SKIP = 10
+GAP, DELETED, STRING, EMBED, FORMAT, VALUE = _GC, _DELETED, _STRING, _EMBED, _FORMAT, _ANY
+"""The kinds of blocks that others than us tell apart."""
 _SHARED_TYPES = range(3)
 """Array, map and text."""
 
@@ -108,6 +110,82 @@ def _sections(update: bytes, roots: Container[bytes]) -> tuple[list[Run], int]:
                 raise ValueError("a block of no length, of too much, or too many types in types")
         runs[client_id] = Run(client_id, first_clock, clock)
     return list(runs.values()), at
+
+
+class Block(NamedTuple):
+    """A block of an update: `length` clocks of one client from `clock` on. It stands in the bytes
+    from `start` to `end`."""
+
+    client_id: int
+    clock: int
+    length: int
+    kind: int
+    start: int
+    end: int
+    left: tuple[int, int] | None = None
+    right: tuple[int, int] | None = None
+    """(client ID, clock) of what it was written behind, and before."""
+    parent: str | tuple[int, int] | None = None
+    """A root's name, or the block of the type that it stands in; None if its neighbours say so."""
+    key: str | None = None
+
+
+def blocks(update: bytes) -> Iterator[Block]:
+    """All blocks of a trusted update, in the order in which they stand in it."""
+    sections, at = _uint(update, 0)
+    for _ in range(sections):
+        count, at = _uint(update, at)
+        client_id, at = _uint(update, at)
+        clock, at = _uint(update, at)
+        for _ in range(count):
+            start, first = at, update[at]
+            if first in (_GC, _SKIP):
+                length, at = _uint(update, at + 1)
+                yield Block(client_id, clock, length, first, start, at)
+            else:
+                left, right, parent, key, at = _place(update, at + 1, first >> 5)
+                length, at = _content(update, at, first & 0x1F)
+                yield Block(
+                    client_id, clock, length, first & 0x1F, start, at, left, right, parent, key
+                )
+            clock += length
+
+
+_Id = tuple[int, int]
+
+
+def _place(
+    update: bytes, at: int, bits: int
+) -> tuple[_Id | None, _Id | None, str | _Id | None, str | None, int]:
+    """Read what says where a block stands, of what `_head` goes over."""
+    left = right = None
+    if bits & 4:
+        left, at = _read_id(update, at)
+    if bits & 2:
+        right, at = _read_id(update, at)
+    if bits > 1:
+        return left, right, None, None, at
+    parent: str | _Id
+    names_root, at = _uint(update, at)
+    if names_root:
+        parent, at = _text(update, at)
+    else:
+        parent, at = _read_id(update, at)
+    key = None
+    if bits:
+        key, at = _text(update, at)
+    return None, None, parent, key, at
+
+
+def _read_id(update: bytes, at: int) -> tuple[_Id, int]:
+    client_id, at = _uint(update, at)
+    clock, at = _uint(update, at)
+    return (client_id, clock), at
+
+
+def _text(update: bytes, at: int) -> tuple[str, int]:
+    length, at = _uint(update, at)
+    return update[at : at + length].decode(errors="surrogatepass"), at + length
 
 
 def _deletes(update: bytes, at: int) -> None:

@@ -1,18 +1,23 @@
-"""The command line: `python -m server [serve|worker|token|replay|demo|doctor]`."""
+"""The command line: `python -m server [serve|worker|token|replay|demo|doctor|export|erase]`."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from aiohttp import web
 
+from crdt.errors import Unavailable
+from crdt.ids import UserId
 from server import VERSION, logs
 from server.app import PARTS, create_app
 from server.auth import ROLES, Authenticator
@@ -52,8 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _demo(settings, arguments)
         if command == "worker":
             return _worker(settings)
+        if command == "export":
+            return _export(settings, arguments)
+        if command == "erase":
+            return _erase(settings, arguments)
         return uvloop.run(serve(settings))
-    except (SettingsError, StorageError) as exc:
+    except (SettingsError, StorageError, Unavailable) as exc:
         print(f"repsync: {exc}", file=sys.stderr)
         return EXIT_UNUSABLE
 
@@ -105,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--limit", type=_count, metavar="N", help="the first N workouts only")
     replay.add_argument("--seed", type=int, default=1, help="repeats the same accidents")
+    _add_personal(commands)
     replay.add_argument(
         "--pace",
         type=_pace,
@@ -134,6 +144,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     teach(parser, commands.choices)
     return parser
+
+
+def _add_personal(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write all data of one person as JSON",
+        description="Write all that is kept of one person: their documents, their part in "
+        "others', and what is kept beside. Works while servers run. docs/operations.md describes "
+        "the format.",
+    )
+    export.add_argument("--user", required=True, metavar="ID", type=_user_id, help="whose data")
+    export.add_argument("--out", type=Path, metavar="FILE", help="where to (default: stdout)")
+
+    erase = commands.add_parser(
+        "erase",
+        help="erase one person, everywhere and for good",
+        description="Delete the documents of one person, take them out of others' documents and "
+        "out of all that is kept beside, and see that nothing of it comes back. Works while a "
+        "server runs; what was begun is carried out to its end by whoever serves the data. There "
+        "is no way back: write an export first. The host application must stop issuing tokens for "
+        "them.",
+    )
+    erase.add_argument("--user", required=True, metavar="ID", type=_user_id, help="who is erased")
+    erase.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    erase.add_argument("--yes", action="store_true", help="needed unless it is a dry run")
+    erase.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="wait for a server (600 s)"
+    )
+
+
+def _user_id(text: str) -> str:
+    if not 0 < len(text) <= 200:
+        raise argparse.ArgumentTypeError("must be a user id of 1 to 200 characters")
+    return text
 
 
 def _ttl(text: str) -> float:
@@ -196,6 +240,39 @@ def _worker(settings: Settings) -> int:
     from server.worker import work
 
     return uvloop.run(work(settings))
+
+
+def _export(settings: Settings, arguments: argparse.Namespace) -> int:
+    from server.personal import export
+
+    if arguments.out is None:
+        return asyncio.run(export(settings, UserId(arguments.user), sys.stdout))
+    try:
+        # Nobody else is to read it, and a half of it is not to be taken for the whole.
+        part = arguments.out.with_name(arguments.out.name + ".part")
+        with open(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as out:
+            code = asyncio.run(export(settings, UserId(arguments.user), out))
+        part.replace(arguments.out)
+    except OSError as exc:
+        raise SettingsError(f"{arguments.out} cannot be written: {exc.strerror}") from exc
+    return code
+
+
+def _erase(settings: Settings, arguments: argparse.Namespace) -> int:
+    from server.personal import erase
+
+    if not arguments.yes and not arguments.dry_run:
+        raise SettingsError(
+            "erasing cannot be undone: say --yes, or --dry-run to see what would be removed"
+        )
+    return asyncio.run(
+        erase(
+            settings,
+            UserId(arguments.user),
+            is_dry_run=arguments.dry_run,
+            timeout_s=arguments.timeout,
+        )
+    )
 
 
 async def serve(settings: Settings) -> int:

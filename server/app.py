@@ -20,12 +20,14 @@ from server import apidocs, dashboard, http, http_rules, instruments, limits
 from server.alerts import sentry
 from server.api import SnapshotApi
 from server.auth import Authenticator
+from server.cluster.tasks import end
+from server.erasure import Eraser
 from server.gateway import Gateway
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
 from server.sse import EventStreams
-from server.storage.port import ServerStore, StorageError
+from server.storage.port import ErasingStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import SocketAudience, StreamHub
 from server.transport.server import SocketServer
@@ -49,7 +51,7 @@ class Parts:
     instance: str
     """Names this life of this process."""
     auth: Authenticator
-    store: ServerStore
+    store: ErasingStore
     hub: RoomHub
     gateway: Gateway
     sockets: SocketServer
@@ -74,7 +76,7 @@ def create_app(settings: Settings) -> web.Application:
     sentry.check(settings.sentry_dsn)
     auth = Authenticator.from_settings(settings)
     instance = uuid4().hex[:12]
-    store, cluster = _stores(settings, instance)
+    store, cluster = make_stores(settings, instance)
     clock, metrics = WallClock(), Metrics()
     gateway = Gateway(settings, auth, REGISTRY, metrics, instance)
     sockets = SocketServer(
@@ -161,14 +163,18 @@ def create_app(settings: Settings) -> web.Application:
     dashboard.add_routes(app)
     viewers.add_routes(app)
     SnapshotApi(gateway, hub, clock, limits.of_user(settings)).add_routes(app)
-    app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing))
+    app.cleanup_ctx.extend((_storing, _authenticating, _sharing, _probing, _erasing))
     app.on_shutdown.append(_drain)
     app.on_cleanup.append(_close)
     return app
 
 
-def _stores(settings: Settings, instance: str) -> tuple[ServerStore, ClusterStore | None]:
-    """The store, once more if it is shared with other instances."""
+def make_stores(settings: Settings, instance: str) -> tuple[ErasingStore, ClusterStore | None]:
+    """The store, once more if it is shared with other instances. Nothing is opened but SQLite.
+
+    Raises:
+        StorageError: there can be none like this.
+    """
     if settings.mongodb_uri is None:
         return SqliteStore(settings.data_dir), None
     if settings.redis_url is None:
@@ -212,6 +218,22 @@ async def _sharing(app: web.Application) -> AsyncIterator[None]:
 async def _probing(app: web.Application) -> AsyncIterator[None]:
     async with app[PARTS].watch.watching():
         yield
+
+
+async def _erasing(app: web.Application) -> AsyncIterator[None]:
+    parts = app[PARTS]
+    gateway = parts.gateway
+    eraser = Eraser(
+        parts.store,
+        parts.hub,
+        WallClock(),
+        gateway.apply_revocation,
+        gateway.issued_until,
+        name=gateway.instance,
+    )
+    watching = asyncio.create_task(eraser.watch(), name="erasures")
+    yield
+    await end(watching)
 
 
 async def _drain(app: web.Application) -> None:

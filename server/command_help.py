@@ -26,7 +26,7 @@ settings are environment variables; all of them: docs/protocol.md, section 7
   LOG_LEVEL         DEBUG, INFO, WARNING or ERROR
 
 exit codes:
-  0  done           1  a check failed (doctor, replay)
+  0  done           1  a check failed (doctor, replay), or is not over (erase)
   2  the arguments, the settings or the store cannot be used; one line says why
 """
 
@@ -98,6 +98,31 @@ exit codes:
   2  the settings cannot be used, or the port is taken
 """
 
+EXPORT = """\
+examples:
+  python -m server export --user ana
+  python -m server export --user ana --out ana.json
+
+settings: DATA_DIR, or MONGODB_URI and REDIS_URL, as the server has them; with
+  REDIS_URL, REDIS_PREFIX and BUS_SECRET too
+exit codes:
+  0  written
+  2  the settings or the store cannot be used, or the file cannot be written
+"""
+
+ERASE = """\
+examples:
+  python -m server erase --user ana --dry-run
+  python -m server erase --user ana --yes
+
+settings: DATA_DIR, or MONGODB_URI and REDIS_URL, as the server has them; with
+  REDIS_URL, REDIS_PREFIX and BUS_SECRET too
+exit codes:
+  0  erased, or told what would be
+  1  noted, and not done yet: whoever serves the data goes on with it
+  2  the settings or the store cannot be used, or --yes is missing
+"""
+
 DOCTOR = """\
 examples:
   python -m server doctor
@@ -122,6 +147,8 @@ OF_COMMANDS = {
     "replay": REPLAY,
     "demo": DEMO,
     "doctor": DOCTOR,
+    "export": EXPORT,
+    "erase": ERASE,
 }
 
 

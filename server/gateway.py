@@ -72,7 +72,7 @@ class Gateway:
         self._auth = auth
         self._registry = registry
         self._metrics = metrics
-        self._instance = instance
+        self.instance = instance
         self._sessions: dict[ConnectionId, Session] = {}
         self._by_user: dict[UserId, set[ConnectionId]] = {}
         self._session_counts: Counter[UserId] = Counter()
@@ -83,6 +83,8 @@ class Gateway:
         self.limits = limits.told(settings)
         self.on_committed: Callable[[Committed], None] = lambda _: None
         """Told of every change that is durable, after its room was."""
+        self.on_erased: Callable[[Revocation], None] = lambda _: None
+        """Told of who was erased, as often as this is heard of."""
 
     def open(
         self,
@@ -119,6 +121,8 @@ class Gateway:
         now_ms = self._services.clock.now_ms()
         for revocation in await self._services.store.revocations(now_ms):
             self._revocations.add(revocation, now_ms)
+            if revocation.kind == "erased":
+                self.on_erased(revocation)
 
     def reload_revocations(self) -> None:
         """What another instance has said of them may have been lost: read them again."""
@@ -195,12 +199,15 @@ class Gateway:
         return identity
 
     def demand_unrevoked(self, identity: Identity) -> None:
-        """Raises Unauthenticated."""
-        if self._is_revoked(identity.token):
-            raise _revoked()
+        """Raises Unauthenticated, or Forbidden where the user has been erased."""
+        if (refused := self._refused(identity.token)) is not None:
+            raise _revoked(refused)
+
+    def _refused(self, token: TokenFacts) -> Revocation | None:
+        return self._revocations.find(token, self._services.clock.now_ms())
 
     def _is_revoked(self, token: TokenFacts) -> bool:
-        return self._revocations.refuses(token, self._services.clock.now_ms())
+        return self._refused(token) is not None
 
     def seat(self, user: User) -> Allowance:
         """Count one more session of a user's, until `unseat`.
@@ -252,7 +259,7 @@ class Gateway:
             "device_id": session.device["id"],
             "server_time": self._services.clock.now_ms(),
             "protocol": PROTOCOL_VERSION,
-            "instance": self._instance,
+            "instance": self.instance,
             "active_workout": active,
             "limits": self.limits,
         }
@@ -399,6 +406,11 @@ class Gateway:
     def tokens(self) -> Iterable[TokenFacts]:
         return [*(session.token for session in self._sessions.values()), *self._viewers.tokens()]
 
+    def issued_until(self, user_id: UserId) -> int:
+        """When the latest of a user's tokens that are in use here says that it was issued, ms since
+        the epoch; 0 if there is none."""
+        return max((t.issued_at_ms or 0 for t in self.tokens() if t.user_id == user_id), default=0)
+
     def apply_revocation(self, revocation: Revocation) -> None:
         self._revocations.add(revocation, self._services.clock.now_ms())
         covered = [s for s in self._sessions.values() if revocation.covers(s.token)]
@@ -406,12 +418,14 @@ class Gateway:
             if not session.is_revoking:
                 self._end_if_revoked(session)
         self._viewers.end_if(revocation.covers)
+        if revocation.kind == "erased":
+            self.on_erased(revocation)
         told = {"kind": revocation.kind, "id": revocation.id, "connections": len(covered)}
         log.info("tokens are revoked", extra=told)
 
     def _end_if_revoked(self, session: Session) -> None:
-        if self._is_revoked(session.token):
-            error = _revoked()
+        if (refused := self._refused(session.token)) is not None:
+            error = _revoked(refused)
             self._streams.end(session.id, error)
             self._sockets.post(session.namespace, [session.id], "auth:revoked", error.to_wire())
             self._sockets.cut(session.namespace, session.id, "revoked")
@@ -473,7 +487,10 @@ class Gateway:
         self._sockets.cut(session.namespace, session.id, "token_expired")
 
 
-def _revoked() -> Unauthenticated:
+def _revoked(why: Revocation) -> Unauthenticated | Forbidden:
+    if why.kind == "erased":
+        # Not for another token to be fetched: there is nobody to come back as.
+        return Forbidden("this user has been erased", details={"reason": "erased"})
     return Unauthenticated("the token has been revoked")
 
 

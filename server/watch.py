@@ -84,6 +84,7 @@ class Watch:
         )
         activity = Activity(hub, clock)
         gateway.on_committed = activity.committed
+        gateway.on_erased = activity.forget
         alerts = Alerts.from_settings(settings, health, clock, push, instance=instance)
         alerts.watch(metrics)
         overview = Overview(

@@ -27,10 +27,12 @@ makes room for the next: what is appended after that is announced again.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -38,10 +40,12 @@ from typing import Any, NamedTuple
 from redis.asyncio import RedisCluster
 from redis.exceptions import ResponseError
 
+from crdt.erasure import scrubbed
 from crdt.errors import Invalid
 from crdt.ids import DocName, UserId
 from server.cluster.connection import Connection
 from server.cluster.scripts import Argument, Script, checked_prefix
+from server.storage import mongo_log
 
 APPEND, FOUND, RETIRE = Script("append"), Script("found"), Script("retire")
 REFOUND = Script("refound")
@@ -293,6 +297,49 @@ class RedisLog:
             await _plain(
                 self._redis.xtrim(self._key(doc, "log"), minid=f"{first}-0", approximate=False)
             )
+
+    async def drop(self, doc: DocName) -> None:
+        """Forget a document that was deleted for good, with all that it was answered."""
+        await _plain(self._redis.delete(self._key(doc, "head"), self._key(doc, "log")))
+        pattern = _GLOB.sub(r"\\\g<0>", self._key(doc, "op:")) + "*"
+        async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
+            await _plain(self._redis.delete(key))
+        pattern = _GLOB.sub(r"\\\g<0>", f"{self._prefix}:{{") + "*}:unlisted"
+        async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
+            await _plain(self._redis.srem(key, str(doc)))
+        await self._unqueue(doc)
+
+    async def _unqueue(self, doc: DocName) -> None:
+        """There is nothing to be done for a document any more, be it somebody's task already."""
+        name, start = str(doc).encode(), "-"
+        while page := await _plain(self._redis.xrange(self._work, min=start, count=SCAN_COUNT)):
+            if ids := [id_ for id_, fields in page if fields.get(b"d") == name]:
+                await FINISH(self._redis, [self._work], [GROUP, *ids])
+            start = f"({page[-1][0].decode()}"
+        await _plain(self._redis.srem(self._waiting, str(doc)))
+
+    async def forget_user(self, user_id: UserId) -> Counter[str]:
+        """Delete what is kept of a user beside streams: answers to them, and what others' answers
+        say of them, their record books, their lists. All keys are looked at.
+
+        Returns: how many of what.
+        """
+        asked_by = mongo_log.key(user_id, "").removesuffix('"]').encode()  # ["ana","
+        named = json.dumps(user_id).encode()
+        counts: Counter[str] = Counter()
+        pattern = _GLOB.sub(r"\\\g<0>", self._prefix) + ":*"
+        async for key in self._redis.scan_iter(match=pattern, count=SCAN_COUNT):
+            rest = key.removeprefix(self._prefix.encode())
+            _, is_answer, asked = rest.partition(b"}:op:")
+            if rest.startswith(b":{" + asked_by) or rest == f":{{{user_id}}}:unlisted".encode():
+                counts["books"] += await _plain(self._redis.delete(key))
+            elif is_answer and asked.startswith(asked_by):
+                counts["answers"] += await _plain(self._redis.delete(key))
+            elif is_answer and (answer := await _plain(self._redis.get(key))) and named in answer:
+                told = json.dumps(scrubbed(json.loads(answer), user_id))
+                await _plain(self._redis.set(key, told, xx=True, keepttl=True))
+                counts["mentions_in_answers"] += 1
+        return counts
 
     async def retire(self, doc: DocName, pos: int) -> bool:
         """Forget a document of which all is in MongoDB up to `pos`, unless something was appended

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from crdt.errors import Invalid, Unavailable
+from crdt.errors import Gone, Invalid, Unavailable
 from crdt.ids import DocName
 from crdt.replica import Replica
 from server.cluster.connection import unavailable
@@ -97,6 +97,7 @@ class Mover:
             knows of it.
 
         Raises:
+            Gone: the document was deleted for good; the stream is gone as well.
             Unavailable: MongoDB is away. It may have been done in part.
             connection.ERRORS: Redis is.
         """
@@ -105,6 +106,13 @@ class Mover:
 
     async def advance(self, doc: DocName) -> Progress | None:
         """The same; tells of the snapshot as well."""
+        try:
+            return await self._advance(doc)
+        except Gone:
+            await self._log.drop(doc)
+            raise
+
+    async def _advance(self, doc: DocName) -> Progress | None:
         head = await self._log.head(doc)
         page = FIRST_PAGE
         try:
@@ -386,7 +394,10 @@ class Worker:
             raise outage
 
     async def _do(self, doc: DocName) -> None:
-        progress = await self._mover.advance(doc)
+        try:
+            progress = await self._mover.advance(doc)
+        except Gone:
+            return  # nothing of it is to be moved any more
         if progress is None or doc in self._mover.quarantined or doc in self._incomplete:
             return
         # After a leap from one epoch to the next this is too many, once: then there is a snapshot.
@@ -451,7 +462,11 @@ class Worker:
             if before != head:
                 found[doc] = (head, False)  # somebody is writing, and announces it
                 continue
-            has_all = had_all or await self._mover.has_all(doc, head)
+            try:
+                has_all = had_all or await self._mover.has_all(doc, head)
+            except Gone:
+                await self._log.drop(doc)
+                continue
             found[doc] = (head, has_all)
             if not has_all:
                 forgotten.append(doc)

@@ -31,6 +31,7 @@ from weakref import WeakValueDictionary
 from crdt.errors import (
     Conflict,
     DocumentDamaged,
+    Gone,
     Invalid,
     NotFound,
     Outdated,
@@ -45,6 +46,7 @@ from server.cluster.books import Books
 from server.cluster.bus import Bus, explain
 from server.cluster.connection import AWAY
 from server.cluster.envelope import Sealer, Update
+from server.cluster.erased import Erased
 from server.cluster.log import (
     EpochChanged,
     Exists,
@@ -181,6 +183,7 @@ class Replicator:
         self._sealer = sealer
         self._origin = origin
         self._max_tails_bytes = max_tails_bytes
+        self._erased = Erased(store)
         self._inlet: Inlet | None = None
         self._hosted: dict[DocName, _Hosted] = {}
         self._channels: dict[str, _Hosted] = {}
@@ -435,6 +438,8 @@ class Replicator:
                 await self.persist(hosted.doc)
             except Unavailable:
                 await asyncio.sleep(LAST_RETRY_S)
+            except Gone:
+                self._displace(hosted)
             else:
                 self._displace(hosted)
 
@@ -699,6 +704,8 @@ class Replicator:
                 self.went_away(exc)
             except Unavailable:
                 self._wake_later(hosted)
+            except Gone:
+                self._give_up(hosted, "deleted")
 
     async def _catch_up(self, hosted: _Hosted) -> bool:
         """Returns: whether the room is up with its log; if not, it is being read again."""
@@ -755,7 +762,11 @@ class Replicator:
     async def _put_again(self, hosted: _Hosted, held: _Held) -> None:
         """Append a record of another epoch. It goes in even if its operation was carried out
         elsewhere since, while neither knew of the other; what that was answered stands."""
-        draft = open_record(self._sealer, hosted.doc, Record(*held))
+        found = open_record(self._sealer, hosted.doc, Record(*held))
+        draft = await self._erased.cleaned(hosted.doc, found, self._shared)
+        if draft is not found:
+            data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
+            held = held._replace(data=data)
         try:
             await self._put(hosted, held, answers=answers_in(draft))
         except Repeated:
@@ -828,6 +839,7 @@ class Replicator:
 
         Raises:
             Unavailable: it cannot be done now.
+            Gone: it was deleted for good.
         """
         hosted = self._hosted.get(doc)
         if hosted is None:
@@ -927,7 +939,10 @@ class Replicator:
 
         async def one(doc: DocName) -> None:
             async with slots, self._locked(doc):
-                await self._heal_one(doc)
+                try:
+                    await self._heal_one(doc)
+                except Gone:
+                    await self._drop(doc)
 
         outcomes = await asyncio.gather(*map(one, docs), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -963,6 +978,15 @@ class Replicator:
             if self._inlet is not None:
                 self._inlet.renumbered(doc, hosted.pos + hosted.local)
 
+    async def _drop(self, doc: DocName) -> None:
+        """The document was deleted for good: what we hold of it is to go nowhere."""
+        while spooled := await self._spool.first(doc):
+            await self._spool.remove([one.id for one in spooled])
+        if (hosted := self._hosted.get(doc)) is not None:
+            hosted.local, hosted.is_behind = 0, False
+            self._let_go(hosted, len(hosted.tail))
+            self._give_up(hosted, "deleted")
+
     async def _find_place(self, hosted: _Hosted) -> bool:
         """See to it that the document has a head that we can append to.
 
@@ -987,19 +1011,23 @@ class Replicator:
         while spooled := await self._spool.first(hosted.doc):
             drafts = [mongo_log.unpack(one.record) for one in spooled]
             known = await self._answered_before(spooled, drafts)
-            for one, draft in zip(spooled, drafts, strict=True):
-                awards = await self._judge_late(hosted, one.origin, draft)
+            for one, found in zip(spooled, drafts, strict=True):
+                cleaned = await self._erased.cleaned(hosted.doc, found, self._shared)
+                has_erased = cleaned is not found
+                draft = dict(found)
+                awards = await self._judge_late(hosted, one.origin, cleaned)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                is_whole = await self._put_late(hosted, one, draft, known)
+                is_whole = await self._put_late(hosted, one, draft, known, has_erased=has_erased)
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
                 if awards and self._inlet is not None:
                     self._inlet.awarded(hosted.doc, mongo_log.by_set(awards))
                 for key in answers_in(draft):
                     hosted.answers.pop(key, None)
-                if not is_whole:
-                    self._give_up(hosted, "repeated")  # the room has what the log has not
+                if not is_whole or has_erased:
+                    # The room has what the log has not.
+                    self._give_up(hosted, "erased" if has_erased else "repeated")
 
     async def _answered_before(
         self, spooled: Sequence[Spooled], drafts: Iterable[Mapping[str, Any]]
@@ -1017,11 +1045,14 @@ class Replicator:
         one: Spooled,
         draft: Mapping[str, Any],
         known: Mapping[str, tuple[str, int]],
+        *,
+        has_erased: bool,
     ) -> bool:
         """Append a record that was acked before.
 
         Args:
             known: which appends have answered operations, as far as MongoDB was asked.
+            has_erased: it has something of somebody who was erased since, to be left out.
 
         Returns: whether it is in the log as it is. An operation of it may have been carried out
             elsewhere since, or the status have been changed, while neither knew of the other: that
@@ -1032,7 +1063,11 @@ class Replicator:
             return True  # it had reached the log before Redis forgot of it, and MongoDB
         repeated, is_outpaced = answers.keys() & known.keys(), False
         while True:
-            made = await self._told_apart(hosted.doc, draft, repeated, is_outpaced)
+            made: Mapping[str, Any] = await self._told_apart(
+                hosted.doc, draft, repeated, is_outpaced
+            )
+            if has_erased:  # only now: what cannot be told apart any more cannot be taken back
+                made = await self._erased.cleaned(hosted.doc, made, self._shared)
             data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
             held, left = _Held(0, one.origin, one.n, data), answers_in(made)
             has_status = "status_seen" in draft and not is_outpaced
@@ -1104,6 +1139,10 @@ class Replicator:
                 self._unmoved |= docs
             if not self._unmoved:
                 self._has_unmoved.clear()
+
+    def forget(self, doc: DocName) -> None:
+        """The document was deleted for good: nothing of it is to be moved."""
+        self._unmoved.discard(doc)
 
     def _chore(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

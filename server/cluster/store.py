@@ -19,16 +19,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import msgpack
 
-from crdt.errors import Unavailable
+from crdt.errors import Gone, Unavailable
 from crdt.hub import RoomHub
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import (
+    SERVER,
     TRAINING_ROLES,
     Answer,
     Append,
@@ -56,7 +59,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.mongo import MongoStore
 from server.storage.mongo_log import key
-from server.storage.port import StoreStats
+from server.storage.port import Erasure, PersonalRow, StoreStats
 from server.storage.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -92,6 +95,7 @@ class ClusterStore:
         max_backlog_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         self.stats: StoreStats = store.stats
+        self.settles_after_s = store.timeout_s
         self.breaker: Breaker | None = store.breaker
         self.describe: Callable[[], Mapping[str, Any]] = dict
         """What this instance tells the others of itself, with each heartbeat."""
@@ -282,6 +286,7 @@ class ClusterStore:
         users |= {entry.author.user_id for entry in batch.entries}
         if batch.summary is not None:
             users.add(batch.summary.owner_id)
+        users.discard(SERVER)
         if not self._replicator.is_away:
             try:
                 await self._log.mark_unlisted(users, batch.doc)
@@ -295,7 +300,8 @@ class ClusterStore:
         try:
             docs = await self._log.unlisted(user_id)
             for doc in docs:
-                await self._mover.move(doc)
+                with contextlib.suppress(Gone):  # deleted meanwhile
+                    await self._mover.move(doc)
             await self._log.mark_listed(user_id, docs)
         except AWAY as exc:
             self._replicator.went_away(exc)
@@ -369,6 +375,77 @@ class ClusterStore:
 
     async def revocations(self, now_ms: int) -> Sequence[Revocation]:
         return await self._store.revocations(now_ms)
+
+    # -- persons ------------------------------------------------------------------------------
+
+    async def documents_of(self, user_id: UserId) -> Sequence[DocName]:
+        with self._shared_log_needed():
+            async for doc in self._log.heads():
+                with contextlib.suppress(Gone):
+                    await self._mover.move(doc)
+        return await self._store.documents_of(user_id)
+
+    def rows_of(self, user_id: UserId) -> AsyncIterator[PersonalRow]:
+        return self._store.rows_of(user_id)
+
+    async def stored(self, doc: DocName) -> Loaded | None:
+        with self._shared_log_needed():
+            await self._mover.move(doc)
+        return await self._store.load(doc)
+
+    async def begin_erasure(self, user_id: UserId, issued_until_ms: int) -> Revocation:
+        revocation = await self._store.begin_erasure(user_id, issued_until_ms)
+        self.neighbours.revoked(revocation)
+        return revocation
+
+    async def erasures(self) -> Sequence[Erasure]:
+        return await self._store.erasures()
+
+    async def erasure_of(self, user_id: UserId) -> Erasure | None:
+        return await self._store.erasure_of(user_id)
+
+    async def take_erasure(self, erasure_id: str, by: str) -> bool:
+        return not self._replicator.is_away and await self._store.take_erasure(erasure_id, by)
+
+    async def leave_erasure(self, erasure_id: str, by: str) -> None:
+        await self._store.leave_erasure(erasure_id, by)
+
+    async def note_erasure(
+        self, erasure_id: str, report: dict[str, Any], error: str | None
+    ) -> None:
+        await self._store.note_erasure(erasure_id, report, error)
+
+    async def bury(self, doc: DocName) -> None:
+        await self._store.bury(doc)
+        self._replicator.forget(doc)
+        with self._shared_log_needed():
+            await self._log.drop(doc)
+
+    async def forget_in(self, doc: DocName, user_id: UserId) -> Counter[str]:
+        with self._shared_log_needed():
+            upto = await self._mover.move(doc)
+            if upto is not None:  # what it still holds is from before
+                await self._log.trim(doc, upto, keep=0)
+        return await self._store.forget_in(doc, user_id)
+
+    async def forget(self, user_id: UserId) -> Counter[str]:
+        with self._shared_log_needed():
+            counts = await self._log.forget_user(user_id)
+        counts.update(await self._store.forget(user_id))
+        return counts
+
+    async def end_erasure(self, erasure: Erasure, now_ms: int, report: dict[str, Any]) -> None:
+        await self._store.end_erasure(erasure, now_ms, report)
+
+    @contextmanager
+    def _shared_log_needed(self) -> Iterator[None]:
+        """What is done in the block is `Unavailable` while Redis is away."""
+        if self._replicator.is_away:
+            raise Unavailable("the shared log is away", retry_after_ms=1_000)
+        try:
+            yield
+        except AWAY as exc:
+            raise Unavailable("the shared log is away", retry_after_ms=1_000) from exc
 
     # -- how it is ----------------------------------------------------------------------------
 

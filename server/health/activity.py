@@ -14,9 +14,10 @@ from itertools import islice
 from typing import Any
 
 from crdt.hub import RoomHub
-from crdt.ids import DocKind, DocName
+from crdt.ids import DocKind, DocName, UserId
 from crdt.live import LiveRoom
 from crdt.ports import Clock, Committed
+from crdt.revocations import Revocation, TokenFacts
 
 WINDOW_S = 5.0
 MAX_BUSIEST, MAX_LIVE, MAX_RECORDS = 10, 20, 20
@@ -79,6 +80,12 @@ class Activity:
             )
         for oldest in list(islice(self._records, max(0, len(self._records) - MAX_RECORDS))):
             del self._records[oldest]
+
+    def forget(self, erased: Revocation) -> None:
+        """Somebody is erased: what they won is told of no more."""
+        for won, shown in list(self._records.items()):
+            if erased.covers(TokenFacts(UserId(shown["user"]["id"]), None, None)):
+                del self._records[won]
 
     # -- what is shown ----------------------------------------------------------------------
 

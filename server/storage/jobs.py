@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crdt.access import Member
-from crdt.errors import Conflict, DocumentDamaged
+from crdt.errors import Conflict, DocumentDamaged, Gone
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import (
     TRAINING_ROLES,
@@ -26,7 +26,7 @@ from crdt.ports import (
 )
 from crdt.progress import best_first
 from crdt.records import Award, RecordType, Score
-from crdt.revocations import Revocation
+from crdt.revocations import Revocation, hidden
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,8 @@ def append(db: sqlite3.Connection, batch: Append, known: Known) -> Stored:
     seq = known.last_seqs.get(doc)
     if seq is None:
         (seq,) = db.execute(_LAST_SEQ, (doc,)).fetchone()
+        if seq is None:
+            raise Gone(doc)
         if len(known.last_seqs) >= MAX_KNOWN:
             known.last_seqs.clear()
     if batch.update is not None:
@@ -184,6 +186,7 @@ def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
         str(batch.doc),
     )
     if batch.creates:
+        _demand_not_buried(db, str(batch.doc))
         try:
             db.execute(
                 "INSERT INTO documents (owner_id, title, status, mode, visibility, created_at,"
@@ -204,6 +207,16 @@ def _list(db: sqlite3.Connection, batch: Append, summary: Summary) -> None:
             "DELETE FROM active_workouts WHERE owner_id = ? AND workout_id = ?",
             (summary.owner_id, batch.doc.id),
         )
+
+
+def _demand_not_buried(db: sqlite3.Connection, doc: str) -> None:
+    """Raises Gone if the document was deleted for good."""
+    kept = db.execute("SELECT salt FROM salts WHERE name = 'erasure'").fetchone()
+    if kept is None:
+        return  # nothing ever was
+    id_ = hidden(kept["salt"], doc)
+    if db.execute("SELECT 1 FROM tombstones WHERE id = ?", (id_,)).fetchone():
+        raise Gone(doc)
 
 
 def _who(entry: Entry) -> dict[str, Any]:

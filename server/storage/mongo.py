@@ -34,6 +34,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from crdt.access import Member, is_shown
-from crdt.errors import Conflict, DocumentDamaged, NotFound, TooLarge, Unavailable
+from crdt.errors import Conflict, DocumentDamaged, Gone, NotFound, TooLarge, Unavailable
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import (
     TRAINING_ROLES,
@@ -73,10 +74,16 @@ from crdt.progress import training
 from crdt.records import Award
 from crdt.revocations import Revocation
 from server.breaker import Breaker, BreakerOpen
-from server.storage import mongo_log, mongo_projection, mongo_records, mongo_schema
+from server.storage import (
+    mongo_log,
+    mongo_personal,
+    mongo_projection,
+    mongo_records,
+    mongo_schema,
+)
 from server.storage.mongo_log import Damaged, Head, Record, key
 from server.storage.mongo_records import BookRows
-from server.storage.port import ANSWERS_KEPT_S, StorageError, StoreStats
+from server.storage.port import ANSWERS_KEPT_S, Erasure, PersonalRow, StorageError, StoreStats
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +107,8 @@ DURABLE: dict[str, Any] = {
 
 START_TIMEOUT_S = 15.0
 PROBE_TIMEOUT_S = 1.5
+SEARCH_TIMEOUT_S = 3_600.0
+"""For going through everything that there is."""
 FAILURES_IN_A_ROW, FAILING_FOR_S = 3, 1.0
 """After so many calls that MongoDB did not answer, for so long, others are refused at once for a
 while."""
@@ -149,6 +158,7 @@ class MongoStore:
     # Not `disk`, which says that this machine has it: the log is elsewhere, on as many disks as
     # make a majority there, and whoever reads it finds the change.
     durability: Durability = "cluster"
+    settles_after_s = 0.0
 
     def __init__(self, uri: str, *, start_timeout_s: float = START_TIMEOUT_S) -> None:
         """Nothing is connected before `open`.
@@ -280,14 +290,17 @@ class MongoStore:
             return (
                 await self._db["documents"].find_one({}, only_id) is None
                 and await self._log.find_one({}, only_id) is None
+                and await self._db["tombstones"].find_one({}, only_id) is None
             )
 
     async def _exists(self, doc: str) -> bool:
+        """Raises Gone if it was deleted for good."""
         # Its row, or before that is projected its first record.
         only_id = {"_id": True}
         return (
             await self._db["documents"].find_one({"_id": doc}, only_id) is not None
             or await self._log.find_one({"doc": doc}, only_id) is not None
+            or await mongo_personal.demand_not_buried(self._db, doc)
         )
 
     async def _head(self, doc: str) -> Head:
@@ -304,6 +317,7 @@ class MongoStore:
             await self._sweep({"doc": doc})
         row = await self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
         if row is None:
+            await mongo_personal.demand_not_buried(self._db, doc)
             raise NotFound(f"there is no {doc}")
         return self._remember(doc, _head_of(row, last))
 
@@ -327,11 +341,17 @@ class MongoStore:
 
     # -- taking over what was committed elsewhere -------------------------------------------
 
+    @property
+    def timeout_s(self) -> float:
+        """How long one append or read may take, in all."""
+        return self._timeout_s
+
     async def last(self, doc: DocName) -> Last | None:
         """Where the document's log ends in MongoDB now; None if there is no such document.
 
         Raises:
             Unavailable: it cannot be read. That is not logged here: who moves tries again.
+            Gone: it was deleted for good.
         """
         with self._telling("read", quietly=True):
             return await self._last(str(doc))
@@ -345,8 +365,11 @@ class MongoStore:
         if record is not None:
             origin, n = record.get("by", NOBODY)
             pos, by = record["pos"], (origin, n)
+        if row is None and record is None:
+            await mongo_personal.demand_not_buried(self._db, doc)
+            return None
         if row is None:
-            return None if record is None else Last(pos, record["listed_at"], 0, by)
+            return Last(pos, record["listed_at"], 0, by)
         if row["snapshot_pos"] > pos:
             pos, by = row["snapshot_pos"], None
         return Last(pos, row["listed_at"], row["snapshot_pos"], by)
@@ -363,6 +386,7 @@ class MongoStore:
         Raises:
             Damaged: a record is nothing that MongoDB could hold; those before it may be stored.
             Unavailable: it cannot be written. That is not logged here: who moves tries again.
+            Gone: the document was deleted for good, and nothing of this is kept.
         """
         name = str(doc)
         end, start = 0, 0
@@ -404,6 +428,12 @@ class MongoStore:
                 return end
             inserted = await self._insert(encoded)
             await self._project(*batch[:inserted])
+            # It may have been deleted since we looked, in another process.
+            try:
+                await mongo_personal.demand_not_buried(self._db, doc)
+            except Gone:
+                await mongo_personal.delete(self._db, doc, _scores_in(doc, batch))
+                raise
             if inserted == len(batch):
                 if prev == records[-1][0]:
                     return prev
@@ -768,10 +798,77 @@ class MongoStore:
         with self._telling("read"):
             await self._settle()
             found = await self._db["revocations"].find({"until_ms": {"$gt": now_ms}}).to_list()
+            erased = await mongo_personal.revocations(self._db)
         return [
-            Revocation(row["kind"], row["id"], row["until_ms"], row["issued_until_ms"])
-            for row in found
+            *erased,
+            *(
+                Revocation(row["kind"], row["id"], row["until_ms"], row["issued_until_ms"])
+                for row in found
+            ),
         ]
+
+    # -- persons ----------------------------------------------------------------------------
+
+    async def documents_of(self, user_id: UserId) -> Sequence[DocName]:
+        with self._telling("searched", timeout_s=SEARCH_TIMEOUT_S):
+            return await mongo_personal.documents_of(self._db, user_id)
+
+    async def rows_of(self, user_id: UserId) -> AsyncIterator[PersonalRow]:
+        with self._telling("searched", timeout_s=SEARCH_TIMEOUT_S):
+            async for row in mongo_personal.rows_of(self._db, user_id):
+                yield row
+
+    async def stored(self, doc: DocName) -> Loaded | None:
+        return await self.load(doc)
+
+    async def begin_erasure(self, user_id: UserId, issued_until_ms: int) -> Revocation:
+        with self._telling("written"):
+            return await mongo_personal.begin_erasure(self._db, user_id, issued_until_ms)
+
+    async def erasures(self) -> Sequence[Erasure]:
+        with self._telling("read", quietly=True):
+            return await mongo_personal.erasures(self._db)
+
+    async def erasure_of(self, user_id: UserId) -> Erasure | None:
+        with self._telling("read"):
+            return await mongo_personal.erasure_of(self._db, user_id)
+
+    async def take_erasure(self, erasure_id: str, by: str) -> bool:
+        with self._telling("written"):
+            return await mongo_personal.take(self._db, erasure_id, by, now_ms())
+
+    async def leave_erasure(self, erasure_id: str, by: str) -> None:
+        with self._telling("written"):
+            await mongo_personal.leave(self._db, erasure_id, by)
+
+    async def note_erasure(
+        self, erasure_id: str, report: dict[str, Any], error: str | None
+    ) -> None:
+        with self._telling("written"):
+            await mongo_personal.note(self._db, erasure_id, report, error, now_ms())
+
+    async def bury(self, doc: DocName) -> None:
+        name = str(doc)
+        async with self._locks.hold(name):
+            with self._telling("written"):
+                await mongo_personal.bury(self._db, name, now_ms())
+            self._heads.pop(name, None)
+
+    async def forget_in(self, doc: DocName, user_id: UserId) -> Counter[str]:
+        name = str(doc)
+        async with self._locks.hold(name):
+            with self._telling("written"):
+                await self._sweep({"doc": name})
+                return await mongo_personal.forget_in(self._db, name, user_id)
+
+    async def forget(self, user_id: UserId) -> Counter[str]:
+        with self._telling("written", timeout_s=SEARCH_TIMEOUT_S):
+            await self._sweep({})
+            return await mongo_personal.forget(self._db, user_id)
+
+    async def end_erasure(self, erasure: Erasure, now_ms: int, report: dict[str, Any]) -> None:
+        with self._telling("written"):
+            await mongo_personal.end(self._db, erasure.id, now_ms, report)
 
     # -- failing ----------------------------------------------------------------------------
 
@@ -906,6 +1003,15 @@ def _placed(doc: str, pos: int, prev: int, draft: Record, taken: set[str]) -> Re
         if ops:
             record["ops"] = ops
     return record
+
+
+def _scores_in(doc: str, records: Sequence[Record]) -> list[str]:
+    """The `_id`s of what the records' sets are worth."""
+    return [
+        mongo_log.score_key(doc, score["user_id"], score["exercise"], score["set_id"])
+        for record in records
+        for score in record.get("scores", ())
+    ]
 
 
 def _encoded(record: Record) -> bytes:

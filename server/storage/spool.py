@@ -210,6 +210,11 @@ class Spool:
             # Nobody can tell what it was counted as.
             with contextlib.suppress(Unavailable):
                 await self._take_stock()
+        if not self.count and not self._arriving and not self.quarantined:
+            # What was in it is elsewhere, and maybe deleted there: let no free page hold it. Where
+            # that cannot be done now, it is the next time.
+            with contextlib.suppress(Unavailable):
+                await self._opened.rebuild()
 
     # -- behind it --------------------------------------------------------------------------
 

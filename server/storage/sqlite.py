@@ -6,18 +6,20 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from crdt.ids import DocKind, DocName, UserId
 from crdt.ports import Answer, Append, Durability, Entry, Loaded, Stored, Summary, Training
 from crdt.revocations import Revocation
 from server.breaker import Breaker
-from server.storage import jobs
-from server.storage.port import ANSWERS_KEPT_S, StoreStats
+from server.storage import jobs, personal
+from server.storage.port import ANSWERS_KEPT_S, Erasure, PersonalRow, StoreStats
 from server.storage.sqlite_file import SqliteFile
 
-SCHEMA = ("schema.sql", "schema_2.sql")
+SCHEMA = ("schema.sql", "schema_2.sql", "schema_3.sql")
 """What makes each version of the schema of the one before; the first one makes it of nothing."""
 SCHEMA_VERSION = len(SCHEMA)
 
@@ -27,6 +29,7 @@ class SqliteStore:
 
     kind = "sqlite"
     durability: Durability = "disk"
+    settles_after_s = 0.0
     breaker: Breaker | None = None  # what fails here fails at once
 
     def __init__(self, folder: Path, *, commit_window_s: float = 0.003) -> None:
@@ -137,7 +140,58 @@ class SqliteStore:
         await self._file.write(lambda db: jobs.revoke(db, revocation, entry))
 
     async def revocations(self, now_ms: int) -> Sequence[Revocation]:
-        return await self._file.read(lambda db: jobs.revocations(db, now_ms))
+        return await self._file.read(
+            lambda db: [*jobs.revocations(db, now_ms), *personal.revocations(db)]
+        )
+
+    # -- persons ----------------------------------------------------------------------------
+
+    async def documents_of(self, user_id: UserId) -> Sequence[DocName]:
+        return await self._file.read(lambda db: personal.documents_of(db, user_id))
+
+    async def rows_of(self, user_id: UserId) -> AsyncIterator[PersonalRow]:
+        for row in await self._file.read(lambda db: list(personal.rows_of(db, user_id))):
+            yield row
+
+    async def stored(self, doc: DocName) -> Loaded | None:
+        return await self.load(doc)
+
+    async def begin_erasure(self, user_id: UserId, issued_until_ms: int) -> Revocation:
+        return await self._file.write(
+            lambda db: personal.begin_erasure(db, user_id, issued_until_ms)
+        )
+
+    async def erasures(self) -> Sequence[Erasure]:
+        return await self._file.read(personal.erasures)
+
+    async def erasure_of(self, user_id: UserId) -> Erasure | None:
+        return await self._file.read(lambda db: personal.erasure_of(db, user_id))
+
+    async def take_erasure(self, erasure_id: str, by: str) -> bool:
+        return True  # nobody else has the file
+
+    async def leave_erasure(self, erasure_id: str, by: str) -> None: ...
+
+    async def note_erasure(
+        self, erasure_id: str, report: dict[str, Any], error: str | None
+    ) -> None:
+        await self._file.write(lambda db: personal.note_erasure(db, erasure_id, report, error))
+
+    async def bury(self, doc: DocName) -> None:
+        now_ms = int(time.time() * 1_000)
+        await self._file.write(lambda db: personal.bury(db, doc, self._known, now_ms))
+
+    async def forget_in(self, doc: DocName, user_id: UserId) -> Counter[str]:
+        return await self._file.write(lambda db: personal.forget_in(db, doc, user_id, self._known))
+
+    async def forget(self, user_id: UserId) -> Counter[str]:
+        return await self._file.write(lambda db: personal.forget(db, user_id, self._known))
+
+    async def end_erasure(self, erasure: Erasure, now_ms: int, report: dict[str, Any]) -> None:
+        if (user_id := erasure.user_id) is not None:
+            await self._file.write(lambda db: personal.unname(db, user_id, report))
+        await self._file.rebuild()
+        await self._file.write(lambda db: personal.end(db, erasure.id, now_ms))
 
     async def check(self) -> float:
         """Go through the writer and back. Returns: how long that took, in seconds."""

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from crdt.errors import Unavailable
-from server.storage.port import StorageError, StoreStats
+from server.storage.port import InUse, StorageError, StoreStats
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 BUSY_GROUP = 8
 WIDEST_WINDOW = 8
+CHECKPOINT_ATTEMPTS, CHECKPOINT_PAUSE_S = 100, 0.05
 
 
 class SqliteFile:
@@ -90,9 +91,9 @@ class SqliteFile:
         self._loop: asyncio.AbstractEventLoop | None = None  # of whoever writes
         self._handing_over: asyncio.Handle | None = None
         self._handed_over_at = 0.0
-        self._groups: queue.SimpleQueue[tuple[list[_Job], asyncio.AbstractEventLoop] | None] = (
-            queue.SimpleQueue()
-        )
+        self._groups: queue.SimpleQueue[
+            tuple[list[_Job], asyncio.AbstractEventLoop] | _Rebuild | None
+        ] = queue.SimpleQueue()
         self._is_closed = False
         self._writer = threading.Thread(target=self._write_groups, name="sqlite-write", daemon=True)
         self._writer.start()
@@ -155,6 +156,38 @@ class SqliteFile:
             )
         return done
 
+    def rebuild(self) -> asyncio.Future[None]:
+        """Write the file anew, with what is in it now and nothing of what was: deleted rows stay in
+        free pages, and in the WAL, until something else is written there. What is asked for
+        meanwhile waits. It takes as long as the file is large, and twice its space on the disk.
+
+        Raises:
+            Unavailable: (the future) it cannot be done now.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        if self._is_closed:
+            done.set_exception(Unavailable(f"the {self._name} is closed"))
+        else:
+            self._groups.put(_Rebuild(done, loop))
+        return done
+
+    def _rebuild(self, rebuild: _Rebuild) -> None:
+        error: Exception | None = None
+        try:
+            self._db.execute("VACUUM")
+            for _ in range(CHECKPOINT_ATTEMPTS):
+                is_busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if not is_busy:
+                    break
+                time.sleep(CHECKPOINT_PAUSE_S)  # somebody reads an older state
+            else:
+                error = Unavailable(f"the {self._name} is being read", retry_after_ms=1_000)
+        except sqlite3.Error as exc:
+            error = self._unavailable("rewritten", exc)
+        with contextlib.suppress(RuntimeError):
+            rebuild.loop.call_soon_threadsafe(_rebuilt, rebuild.done, error)
+
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handing_over = None
         self._handed_over_at = loop.time()
@@ -166,16 +199,19 @@ class SqliteFile:
     def _write_groups(self) -> None:
         """The writer thread: one commit for all groups that have come by now."""
         while (handed := self._groups.get()) is not None:
+            if isinstance(handed, _Rebuild):
+                self._rebuild(handed)
+                continue
             group, loop = handed
-            last = False
-            while not last and not self._groups.empty():
+            following: Any = handed
+            while isinstance(following, tuple) and not self._groups.empty():
                 following = self._groups.get()
-                if following is None:
-                    last = True
-                else:
+                if isinstance(following, tuple):
                     group += following[0]
             self._commit(group, loop)
-            if last:
+            if isinstance(following, _Rebuild):
+                self._rebuild(following)
+            elif following is None:
                 return
 
     def _commit(self, group: list[_Job], loop: asyncio.AbstractEventLoop) -> None:
@@ -234,6 +270,20 @@ class SqliteFile:
         return error
 
 
+class _Rebuild(NamedTuple):
+    done: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+
+
+def _rebuilt(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.cancelled():
+        return
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
 class _Job:
     __slots__ = ("done", "error", "result", "work")
 
@@ -269,7 +319,7 @@ def _lock_folder(folder: Path, name: str) -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
         lock.close()
-        raise StorageError(f"the data folder {folder} is in use by another server") from exc
+        raise InUse(f"the data folder {folder} is in use by another server") from exc
     return lock
 
 
@@ -290,6 +340,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     # FULL syncs the WAL at every commit: an ack means that the disk has it.
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA busy_timeout = 5000")
+    # What is deleted is overwritten at once, whatever is usual where SQLite was built.
+    db.execute("PRAGMA secure_delete = ON")
     return db
 
 

@@ -12,6 +12,7 @@ from crdt import ids
 from crdt.access import Right
 from crdt.errors import Conflict, Forbidden, NotFound, TooLarge, Unavailable
 from crdt.ids import ConnectionId
+from crdt.live import LiveRoom
 from crdt.ports import Stored
 from crdt.replica import Put
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
@@ -511,6 +512,20 @@ async def test_a_room_that_was_only_read_is_unloaded() -> None:
     await bench.create()
     again = await reopen(bench, idle_timeout_s=0.01)
     await again.state()
+    await until(lambda: not len(again.hub))
+
+
+async def test_a_room_that_goes_when_nobody_is_there_is_read_once_for_all_who_wait() -> None:
+    bench = Bench()
+    await bench.create()
+    again = await reopen(bench, idle_timeout_s=0.0)
+
+    async def read() -> LiveRoom:
+        async with again.room() as live:
+            return live
+
+    first, second = await asyncio.wait_for(asyncio.gather(read(), read()), 10)
+    assert first is second
     await until(lambda: not len(again.hub))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -548,6 +549,46 @@ async def test_a_host_that_others_can_reach_is_fine_with_a_secret(tmp_path: Path
 
 def test_the_tests_leave_no_setting_of_this_machine_in_the_environment() -> None:
     assert not {"HOST", "PORT", "DATA_DIR", "JWT_SECRET"} & set(clean_env()), os.environ
+
+
+# -- one person's data ----------------------------------------------------------------------------
+
+
+async def test_erasing_has_to_be_meant(tmp_path: Path) -> None:
+    outcome = await run("erase", "--user", "ana", data=tmp_path)
+    assert "--yes" in outcome.complaint
+    assert "--dry-run" in outcome.complaint
+
+
+@pytest.mark.parametrize("command", [("export",), ("erase", "--yes"), ("erase", "--dry-run")])
+async def test_where_there_are_no_data_nothing_is_exported_or_erased(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    outcome = await run(*command, "--user", "ana", data=tmp_path / "nowhere")
+    assert "DATA_DIR" in outcome.complaint
+    assert not (tmp_path / "nowhere").exists()
+
+
+async def test_a_person_is_exported_and_erased_beside_a_server_that_runs(tmp_path: Path) -> None:
+    async with Serving(tmp_path / "data", {"JWT_SECRET": SECRET}) as server:
+        token = jwt.encode({"sub": "ana", "exp": 2**33, "iat": 1_700_000_000}, SECRET)
+        ana = await EventClient(server.url, token).connect()
+        await ana.do("workout:create", {"workout_id": "leg-day", "title": "Legs of ana"})
+        file = tmp_path / "ana.json"
+        written = await run("export", "--user", "ana", "--out", str(file), data=tmp_path / "data")
+        assert (written.code, written.out) == (0, "")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        (document,) = json.loads(file.read_text())["documents"]
+        assert document["snapshot"]["title"] == "Legs of ana"
+        erased = await run("erase", "--user", "ana", "--yes", data=tmp_path / "data")
+        assert erased.code == 0, erased
+        assert json.loads(erased.out)["documents_deleted"] == 1
+        await ana.wait_until_gone()
+        await ana.close()
+        with pytest.raises(Refused) as refusal:
+            await EventClient(server.url, token).connect()
+        assert refusal.value.error["code"] == "forbidden"
+        assert await server.terminate() == 0
 
 
 # -- the demo -------------------------------------------------------------------------------------

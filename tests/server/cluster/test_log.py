@@ -466,6 +466,21 @@ async def test_finished_tasks_leave_nothing(log: RedisLog, redis: Connection, pr
     assert await log.take_over("d", idle_s=0) == []
 
 
+async def test_a_deleted_document_is_nobodys_task_any_more(
+    log: RedisLog, redis: Connection, prefix: str
+) -> None:
+    other = ids.workout("other")
+    await log.announce([DOC, other])
+    await log.take("dead")
+    await log.announce([DOC])
+    await log.drop(DOC)
+    assert await redis.xlen(f"{prefix}:work") == 1
+    assert [task.doc for task in await log.take_over("c", idle_s=0)] == [other]
+    assert await log.take("c", block_s=0) == []
+    await log.announce([DOC])  # it waits no more, so it can be announced
+    assert [task.doc for task in await log.take("c")] == [DOC]
+
+
 async def test_the_tasks_of_a_consumer_that_died_are_taken_over(log: RedisLog) -> None:
     await log.announce([DOC, ids.workout("other")])
     tasks = await log.take("dead")

@@ -21,6 +21,7 @@ from server.cluster import mover as module
 from server.cluster.connection import connect
 from server.cluster.log import EpochChanged, Record, RedisLog, Unfounded
 from server.cluster.mover import Mover, Worker
+from server.cluster.tasks import end
 from server.storage import mongo_log
 from server.storage.mongo import MongoStore
 from tests.contracts.update_store import OWNER, PULL_DAY, record
@@ -119,9 +120,7 @@ async def working(*workers: Worker) -> AsyncIterator[None]:
             yield
             assert not any(task.done() for task in tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
 
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> None:
@@ -505,6 +504,8 @@ async def test_workers_that_die_lose_and_double_nothing(
         while not is_over:
             generation += 1
             async with opening(mongo_uri) as store:
+                if is_over:
+                    return  # whoever ended it knew nothing of this life
                 mover = Mover(log, store, open_record, keep=1)
                 killed_after = random.randrange(1, 12)
                 persist = store.persist
@@ -570,7 +571,7 @@ async def test_something_wrong_with_one_document_stops_no_other(
         await log.announce([LEG_DAY, PULL_DAY])
 
         async def is_moved() -> bool:
-            is_done = worker.backlog.failures > 0 and worker.backlog.waiting <= 1
+            is_done = worker.backlog.failures > 0 and not worker.backlog.waiting
             return is_done and await store.load(PULL_DAY) is not None
 
         await until(is_moved)

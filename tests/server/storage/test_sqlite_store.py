@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from crdt.revocations import Revocation
 from crdt.room import Room
 from server.storage.port import StorageError
 from server.storage.sqlite import SCHEMA_VERSION, SqliteStore
+from server.storage.sqlite_file import SqliteFile
 from tests.contracts.update_store import (
     ANA,
     BEN,
@@ -503,3 +505,28 @@ async def test_a_commit_that_fails_leaves_nothing(
     loaded = await store.load(LEG_DAY)
     assert loaded is not None
     assert list(loaded.updates) == [b"created", b"kept"]
+
+
+async def test_a_file_that_is_rebuilt_holds_nothing_of_what_was_deleted(tmp_path: Path) -> None:
+    made = "INSERT INTO records VALUES (?, 'd', 'o', 1, 1, ?, 1)"
+
+    def everywhere() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    def open_file() -> SqliteFile:
+        return SqliteFile(tmp_path / "f.db", ("spool.sql",), name="f", lock="f.lock")
+
+    await open_file().close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "f.db", isolation_level=None)) as older:
+        older.execute("PRAGMA secure_delete = OFF")
+        older.executemany(made, [(number, b"left knee" * 500) for number in range(1, 50)])
+        older.execute(made, (0, b"right" * 1_000))
+        older.execute("DELETE FROM records WHERE id > 0")
+    assert b"left knee" in everywhere()
+    file = open_file()
+    later = [file.write(lambda db: db.execute(made, (99, b"later"))), file.rebuild()]
+    await asyncio.gather(*later)
+    assert b"left knee" not in everywhere()
+    left = await file.read(lambda db: [row["id"] for row in db.execute("SELECT id FROM records")])
+    assert left == [0, 99]
+    await file.close()
