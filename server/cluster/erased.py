@@ -6,7 +6,7 @@ Their blocks stay in the update as gaps, so that what others built on them still
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from crdt import erasure
@@ -33,16 +33,28 @@ class Erased:
     def __init__(self, store: MongoStore) -> None:
         self._store = store
 
+    async def erasures(self) -> Sequence[Revocation]:
+        """Who was erased until now.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        return [r for r in await self._store.revocations(0) if r.kind == "erased"]
+
     async def cleaned(
-        self, doc: DocName, draft: Mapping[str, Any], shared: Shared
+        self,
+        doc: DocName,
+        draft: Mapping[str, Any],
+        shared: Shared,
+        erasures: Sequence[Revocation],
     ) -> Mapping[str, Any]:
         """A draft without what was erased since it was made; the same one if nothing was.
 
         Args:
             shared: reads the document as the shared log has it, with all that stands before the
                 draft.
+            erasures: as they were a moment ago.
         """
-        erasures = [r for r in await self._store.revocations(0) if r.kind == "erased"]
         if not erasures:
             return draft
         gone = {id_ for id_ in _named_in(draft) if _is_erased(id_, draft, erasures)}
@@ -117,7 +129,7 @@ def _named_in(draft: Mapping[str, Any]) -> set[str]:
     return found - {SERVER}
 
 
-def _is_erased(user_id: str, draft: Mapping[str, Any], erasures: list[Revocation]) -> bool:
+def _is_erased(user_id: str, draft: Mapping[str, Any], erasures: Sequence[Revocation]) -> bool:
     at_ms = max(entry["at_ms"] for entry in draft["entries"])
     known = RevocationList()
     for one in erasures:

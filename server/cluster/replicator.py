@@ -41,6 +41,7 @@ from crdt.errors import (
 from crdt.ids import DocName
 from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
 from crdt.records import Award
+from crdt.revocations import Revocation
 from server.breaker import BreakerState
 from server.cluster.books import Books
 from server.cluster.bus import Bus, explain
@@ -733,24 +734,28 @@ class Replicator:
         Returns: whether we stand at the end of the new log; if not, the room is being read again.
         """
         last = await self._last(hosted.doc)
+        erasures = await self._erasures() if hosted.tail else ()
+        tail = await self._unmoved_tail(hosted)
         base = max(last.pos if last is not None else 0, hosted.pos) + EPOCH_STRIDE
+        # Others may have written, moved that to MongoDB and left, while we heard nothing.
+        has_missed = last is not None and last.pos > hosted.pos
         head = await self._log.found(hosted.doc, base, exists=True)
         log.warning("a log is founded anew", extra={"document": str(hosted.doc)})
-        given_up, tail = hosted.epoch, list(hosted.tail)
+        given_up = hosted.epoch
         hosted.epoch, hosted.pos, hosted.is_unsure = head.epoch, head.pos, False
         hosted.persisted = 0
         self._let_go(hosted, len(hosted.tail))
         done = 0
         try:
             for held in tail:
-                await self._put_again(hosted, held)
+                await self._put_again(hosted, held, erasures)
                 done += 1
         finally:
             if done < len(tail):  # to be done again, all of it
                 hosted.epoch = given_up
                 for held in tail[done:]:
                     self._hold(hosted, held)
-        if head.pos != base:  # others were first, and may have more
+        if head.pos != base or has_missed:  # others were first, and may have more
             if self._memory.is_settling:
                 hosted.is_short = True
                 return False
@@ -759,11 +764,13 @@ class Replicator:
             self._inlet.renumbered(hosted.doc, hosted.pos)
         return True
 
-    async def _put_again(self, hosted: _Hosted, held: _Held) -> None:
+    async def _put_again(
+        self, hosted: _Hosted, held: _Held, erasures: Sequence[Revocation]
+    ) -> None:
         """Append a record of another epoch. It goes in even if its operation was carried out
         elsewhere since, while neither knew of the other; what that was answered stands."""
         found = open_record(self._sealer, hosted.doc, Record(*held))
-        draft = await self._erased.cleaned(hosted.doc, found, self._shared)
+        draft = await self._erased.cleaned(hosted.doc, found, self._shared, erasures)
         if draft is not found:
             data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
             held = held._replace(data=data)
@@ -792,6 +799,24 @@ class Replicator:
     async def _last(self, doc: DocName) -> Last | None:
         try:
             return await self._store.last(doc)
+        except Unavailable as exc:
+            raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
+
+    async def _unmoved_tail(self, hosted: _Hosted) -> list[_Held]:
+        """The records of the tail that MongoDB has not. We may not have heard that it has others,
+        and what came after them: given back, they would count as the later ones."""
+        if not hosted.tail:
+            return []
+        try:
+            places = [held.pos for held in hosted.tail]
+            known = await self._store.appends_at(hosted.doc, places)
+        except Unavailable as exc:
+            raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
+        return [held for held in hosted.tail if known.get(held.pos) != (held.origin, held.n)]
+
+    async def _erasures(self) -> Sequence[Revocation]:
+        try:
+            return await self._erased.erasures()
         except Unavailable as exc:
             raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
 
@@ -1011,14 +1036,17 @@ class Replicator:
         while spooled := await self._spool.first(hosted.doc):
             drafts = [mongo_log.unpack(one.record) for one in spooled]
             known = await self._answered_before(spooled, drafts)
+            erasures = await self._erased.erasures()
             for one, found in zip(spooled, drafts, strict=True):
-                cleaned = await self._erased.cleaned(hosted.doc, found, self._shared)
+                cleaned = await self._erased.cleaned(hosted.doc, found, self._shared, erasures)
                 has_erased = cleaned is not found
                 draft = dict(found)
                 awards = await self._judge_late(hosted, one.origin, cleaned)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                is_whole = await self._put_late(hosted, one, draft, known, has_erased=has_erased)
+                is_whole = await self._put_late(
+                    hosted, one, draft, known, erasures if has_erased else ()
+                )
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
                 if awards and self._inlet is not None:
@@ -1045,14 +1073,13 @@ class Replicator:
         one: Spooled,
         draft: Mapping[str, Any],
         known: Mapping[str, tuple[str, int]],
-        *,
-        has_erased: bool,
+        erasures: Sequence[Revocation],
     ) -> bool:
         """Append a record that was acked before.
 
         Args:
             known: which appends have answered operations, as far as MongoDB was asked.
-            has_erased: it has something of somebody who was erased since, to be left out.
+            erasures: if it has something of somebody who was erased since; that is left out.
 
         Returns: whether it is in the log as it is. An operation of it may have been carried out
             elsewhere since, or the status have been changed, while neither knew of the other: that
@@ -1066,8 +1093,8 @@ class Replicator:
             made: Mapping[str, Any] = await self._told_apart(
                 hosted.doc, draft, repeated, is_outpaced
             )
-            if has_erased:  # only now: what cannot be told apart any more cannot be taken back
-                made = await self._erased.cleaned(hosted.doc, made, self._shared)
+            if erasures:  # only now: what cannot be told apart any more cannot be taken back
+                made = await self._erased.cleaned(hosted.doc, made, self._shared, erasures)
             data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
             held, left = _Held(0, one.origin, one.n, data), answers_in(made)
             has_status = "status_seen" in draft and not is_outpaced

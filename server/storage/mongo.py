@@ -468,6 +468,22 @@ class MongoStore:
         self.stats.committed(inserted, time.perf_counter() - started)
         return inserted
 
+    async def appends_at(self, doc: DocName, places: Collection[int]) -> dict[int, tuple[str, int]]:
+        """Which append stands at each of these positions of a document's log, by `by` of its
+        record; positions that are free are not in it.
+
+        Raises:
+            Unavailable: the database cannot say.
+        """
+        with self._telling("read"):
+            which = {"doc": str(doc), "pos": {"$in": list(places)}}
+            found = self._log.find(which, {"pos": True, "by": True})
+            return {
+                int(row["pos"]): (str(origin), int(n))
+                async for row in found
+                for origin, n in [row.get("by", NOBODY)]
+            }
+
     async def appends_of(self, ops: Collection[str]) -> dict[str, tuple[str, int]]:
         """Which append has answered each of these operations (`mongo_log.key`), by `by` of its
         record; those that are not known are not in it.

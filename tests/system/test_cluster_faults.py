@@ -598,6 +598,42 @@ async def test_redis_comes_back_with_an_older_log_as_after_a_failover(gym: Gym) 
     await gym.cluster.until_persisted()
 
 
+async def test_who_comes_back_to_a_log_that_others_have_finished_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    """An instance is cut off with a room open. Meanwhile others go on, leave, and the log is moved
+    to MongoDB and forgotten. What the instance still holds of it is not the latest any more."""
+    async with running_cluster(tmp_path, env={**ROOMY, "ROOM_IDLE_TIMEOUT_S": "0.5"}) as cluster:
+        await come_back_to_what_is_finished(await opened(cluster))
+
+
+async def come_back_to_what_is_finished(gym: Gym) -> None:
+    roles = {"coach": 0, "spectator": 1}
+    for role, at in roles.items():
+        await gym.phones[0].do("workout:invite", {**HERE, "user_id": "cleo", "role": role})
+        if at == 0:
+            redis_link(gym.cluster.instances[2]).down()
+    await gym.complete(0)
+    for phone in gym.phones[:2]:
+        await phone.close()
+
+    async def is_forgotten() -> bool:
+        async with gym.cluster.redis_client() as redis:
+            return not [key async for key in redis.scan_iter("*}:head")]
+
+    await eventually(is_forgotten, timeout_s=30)
+    redis_link(gym.cluster.instances[2]).heal()
+    await gym.cluster.until_healthy(30)
+    gym.phones[:2] = [await gym.cluster.phone(one, "ana") for one in gym.cluster.instances[:2]]
+    for phone in gym.phones[:2]:
+        await phone.do("workout:join", HERE)
+    await gym.until_all_show()
+    for at in range(3):
+        members = (await gym.workout(at))["members"]
+        (cleo,) = [member for member in members if member["user"]["id"] == "cleo"]
+        assert cleo["role"] == "spectator"
+
+
 async def test_redis_is_emptied_while_mongodb_is_away(gym: Gym) -> None:
     gym.cluster.mongo.kill()
     for at in range(3):

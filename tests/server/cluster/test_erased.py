@@ -42,7 +42,8 @@ async def test_what_was_done_twice_is_taken_back_beside_somebody_who_was_erased(
 
     async with opening(mongo_uri) as store:
         erased = Erased(store)
-        assert await erased.cleaned(LEG_DAY, waiting, shared) is waiting
+        assert await erased.erasures() == []
+        assert await erased.cleaned(LEG_DAY, waiting, shared, []) is waiting
         await store.begin_erasure(UserId(ZOE), NOW_MS)
         told_apart = taken_back(
             waiting,
@@ -51,7 +52,7 @@ async def test_what_was_done_twice_is_taken_back_beside_somebody_who_was_erased(
             repeated={mongo_log.key("ana", "op-ana")},
             is_outpaced=False,
         )
-        late = await erased.cleaned(LEG_DAY, told_apart, shared)
+        late = await erased.cleaned(LEG_DAY, told_apart, shared, await erased.erasures())
     before.apply(late["yjs"])
     assert before.content()["sets"].keys() == {"bens"}
     packed = mongo_log.pack(dict(late))
