@@ -152,10 +152,19 @@ class Register:
     `possible` are the values that it may have in the end, each with the connection that is known to
     have had it. A value that was acked takes the place of those that its server had seen. Of two
     that were written at servers which could not see each other, either may stay.
+
+    `is_double`: it was written by an operation that was sent to several servers, so maybe carried
+    out by two that could not see each other. One of the two is taken back, and with it what was
+    changed there since: any value that was ever `written` may be the last.
     """
 
     possible: list[tuple[Any, int]]
     pending: Op | None = None
+    is_double: bool = False
+    written: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.written += [value for value, _ in self.possible]
 
     @property
     def last(self) -> Any:
@@ -164,6 +173,7 @@ class Register:
     def begin(self, op: Op, value: Any) -> None:
         self.pending = op
         self.possible.append((value, 0))
+        self.written.append(value)
 
     def settle(self, connection: int, *, is_one_server: bool) -> None:
         """The pending value was acked."""
@@ -185,10 +195,13 @@ class Register:
 
     def is_known_at(self, connection: int) -> bool:
         """Whether a server must show it as it was written."""
-        return self.pending is None and all(c == connection for _, c in self.possible)
+        is_sure = self.pending is None and not self.is_double
+        return is_sure and all(c == connection for _, c in self.possible)
 
     def allows(self, value: Any) -> bool:
-        return any(value == known for known, _ in self.possible)
+        return any(value == known for known, _ in self.possible) or (
+            self.is_double and value in self.written
+        )
 
 
 @dataclass(eq=False)
@@ -286,6 +299,8 @@ class Thin(Device):
             await asyncio.sleep(min(error.get("retry_after_ms", 100), 1_000) / 1_000)
         assert answer["durability"] in self.world.durabilities, (op, answer)
         op.answer = answer
+        if op.writes is not None and op.sendings > 1:
+            op.writes.is_double = True
         if op.writes is not None and op.writes.pending is op:
             op.writes.settle(self.connection, is_one_server=self.world.is_one_server)
         self.note(op, answer)
@@ -397,6 +412,7 @@ class Phone(Thin):
                 set_id=set_id,
                 workout_id=op.data["workout_id"],
                 exercise_id=op.data["exercise_id"],
+                is_double=op.sendings > 1,
             )
         for record in answer.get("records", ()):
             announced = self.sets[set_id].announced
