@@ -45,7 +45,9 @@ def test_the_fuzzer_keeps_nothing_of_what_it_makes(target: Target) -> None:
 
 def test_a_server_that_kept_a_little_of_each_input_would_be_found() -> None:
     kept: list[bytes] = []
-    assert kept_bytes(lambda data: kept.append(data * 512), [b"a", b"b"] * INPUTS) > MAX_KEPT_BYTES
+    assert (
+        kept_bytes(lambda data: kept.append(data * 2_048), [b"a", b"b"] * INPUTS) > MAX_KEPT_BYTES
+    )
 
 
 def test_a_room_that_kept_the_document_of_each_refused_update_would_be_found(
