@@ -130,8 +130,11 @@ class RoomHub:
     @property
     def oldest_waiting_s(self) -> float:
         """How long the change has waited that has waited longest for its append; 0 if none does."""
-        since_s = [live.waiting_since_s for live in self._rooms.values() if live.waiters]
-        return time.monotonic() - min(since_s) if since_s else 0.0
+        stamps = (
+            s for live in self._rooms.values() for s in (live.in_flight_since_s, live.came_in_s)
+        )
+        oldest_s = min((stamp for stamp in stamps if stamp), default=0.0)
+        return time.perf_counter() - oldest_s if oldest_s else 0.0
 
     # -- opening and leaving ----------------------------------------------------------------
 
@@ -555,8 +558,6 @@ class RoomHub:
         if not live.came_in_s:
             live.came_in_s = came_in_s
         stored: asyncio.Future[Stored] = loop.create_future()
-        if not live.waiters:
-            live.waiting_since_s = time.monotonic()
         live.waiters.append(stored)
         if live.append is None:
             # Not at once: what else arrives in this turn of the loop goes into the same append.
@@ -572,21 +573,20 @@ class RoomHub:
             if live.room.compactable >= self._compact_after:
                 self._chore(self._compact(live.room))
             return
-        came_in_s, live.came_in_s = live.came_in_s, 0.0
+        live.in_flight_since_s, live.came_in_s = live.came_in_s, 0.0
         started_s = time.perf_counter()
-        live.append_began_s = time.monotonic()
         live.append = asyncio.ensure_future(self._store.append(batch.append))
-        live.append.add_done_callback(partial(self._on_appended, live, batch, came_in_s, started_s))
+        live.append.add_done_callback(partial(self._on_appended, live, batch, started_s))
 
     def _on_appended(
         self,
         live: LiveRoom,
         batch: Batch,
-        came_in_s: float,
         started_s: float,
         append: asyncio.Future[Stored],
     ) -> None:
         append_s = time.perf_counter() - started_s
+        came_in_s, live.in_flight_since_s = live.in_flight_since_s, 0.0
         try:
             stored = append.result()
         except (Exception, asyncio.CancelledError) as exc:
@@ -623,7 +623,6 @@ class RoomHub:
     def _acknowledge(live: LiveRoom, count: int, stored: Stored) -> None:
         """Tell the first of those who wait that their changes are durable."""
         done, live.waiters = live.waiters[:count], live.waiters[count:]
-        live.waiting_since_s = live.append_began_s  # the others came while that was under way
         for index, waiter in enumerate(done):
             if not waiter.done():
                 waiter.set_result(stored.of(index))

@@ -50,14 +50,12 @@ class LiveRoom:
     leases: int = 0
     waiters: list[asyncio.Future[Stored]] = field(default_factory=list)
     """Who waits for the changes that were admitted, in the order of the changes."""
-    waiting_since_s: float = 0.0
-    """When the first of them began to wait, or a little earlier; monotonic."""
-    append_began_s: float = 0.0
     append: asyncio.Future[Stored] | asyncio.Handle | None = None
     """The append under way, or the one that starts when this turn of the loop is over."""
+    in_flight_since_s: float = 0.0
+    """When the oldest change of the append under way came in (`perf_counter`); 0.0 without one."""
     came_in_s: float = 0.0
-    """When the oldest change that waits for the next append came in (`perf_counter`); 0.0 if none
-    does."""
+    """The same of those that wait for the next append."""
     incoming: list[Foreign] = field(default_factory=list)
     """What others wrote while an append of ours was under way: before it or behind it."""
     idle: asyncio.TimerHandle | None = None

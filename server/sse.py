@@ -34,6 +34,7 @@ from crdt.revocations import TokenFacts
 from server.auth import Identity
 from server.http_rules import bearer_token
 from server.streams import StreamHub, Update
+from server.transport.uptake import Uptake
 from server.transport.websocket import hand_over, transport_of, unacknowledged_bytes
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ class Viewer(asyncio.Protocol):
         self._waiting: deque[Update] = deque()
         self._is_ending = False
         now = asyncio.get_running_loop().time()
-        self._written_bytes = self._settled_bytes = 0
+        self._written_bytes = 0
         self._written_at_s = now
-        self._progress = (0, now)
+        self._uptake = Uptake(now)
         # We are told as soon as the network does not take all, and when it has.
         transport.set_write_buffer_limits(high=0)
         self._is_full = transport.get_write_buffer_size() > 0
@@ -164,22 +165,14 @@ class Viewer(asyncio.Protocol):
 
     def on_tick(self, now: float, stall_timeout_s: float) -> None:
         """Once a second: is it still there, and has it heard of us lately?"""
-        if self._stalled_for_s(now) >= stall_timeout_s:
+        stalled_s = self._uptake.stalled_for_s(self._written_bytes, self._waiting_bytes, now)
+        if stalled_s >= stall_timeout_s:
             self.cut("stalled")
         elif now - self._written_at_s >= HEARTBEAT_S and not self._is_full:
             self.write(_HEARTBEAT)
 
-    def _stalled_for_s(self, now: float) -> float:
-        """How long nothing of what is on its way to the client has been taken, in seconds."""
-        if self._written_bytes == self._settled_bytes:
-            return 0.0
-        waiting = self._transport.get_write_buffer_size() + unacknowledged_bytes(self._transport)
-        if not waiting:
-            self._settled_bytes = self._written_bytes
-        taken = self._written_bytes - waiting
-        if taken != self._progress[0] or not waiting:
-            self._progress = (taken, now)
-        return now - self._progress[1]
+    def _waiting_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() + unacknowledged_bytes(self._transport)
 
     # -- asyncio.Protocol -------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.helpers import mongo_servers
@@ -24,6 +25,13 @@ async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
     """An embedded server in this process, with its data in a temporary folder."""
     async with running_server(tmp_path / "data") as running:
         yield running
+
+
+@pytest.fixture
+async def http(server: RunningServer) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client that asks this server."""
+    async with aiohttp.ClientSession(server.url) as session:
+        yield session
 
 
 @pytest.fixture(scope="session")

@@ -126,19 +126,17 @@ def taken_back(
     parts = draft.get("parts", [whole])
     # What cannot be told apart stays as it is.
     can_be_told = len(parts) == len(entries)
-    gone = [
-        can_be_told and (_key(entry) in repeated or (is_outpaced and part["changes_status"]))
+    fates = [
+        (
+            part,
+            can_be_told and (_key(entry) in repeated or (is_outpaced and part["changes_status"])),
+        )
         for entry, part in zip(entries, parts, strict=False)
     ]
-    kept = zip(parts, gone, strict=True)
-    made["members"] = [row for part, is_gone in kept if not is_gone for row in part["members"]]
-    changes = [
-        (part["yjs"], is_gone)
-        for part, is_gone in zip(parts, gone, strict=True)
-        if part["yjs"] is not None
-    ]
+    made["members"] = [row for part, is_gone in fates if not is_gone for row in part["members"]]
+    changes = [(part["yjs"], is_gone) for part, is_gone in fates if part["yjs"] is not None]
     back = take_back(doc.kind, shared, changes)
-    if changes and any(gone):
+    if changes and any(is_gone for _, is_gone in fates):
         made |= {"yjs": back.update, "crc": mongo_log.checksum(back.update)}
         made["client_ids"] = [*draft.get("client_ids", ()), [back.client_id, SERVER]]
     if "summary" in draft:

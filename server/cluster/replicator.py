@@ -22,8 +22,8 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -109,6 +109,15 @@ ByEntry = Sequence[Sequence[Award]]
 
 class DatabaseAway(Unavailable):
     """MongoDB cannot say where a log goes on."""
+
+
+@contextmanager
+def _asking_the_database() -> Iterator[None]:
+    """Raises DatabaseAway where the block would raise Unavailable."""
+    try:
+        yield
+    except Unavailable as exc:
+        raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
 
 
 class _Held(NamedTuple):
@@ -734,7 +743,8 @@ class Replicator:
         Returns: whether we stand at the end of the new log; if not, the room is being read again.
         """
         last = await self._last(hosted.doc)
-        erasures = await self._erasures() if hosted.tail else ()
+        with _asking_the_database():
+            erasures = await self._erased.erasures() if hosted.tail else ()
         tail = await self._unmoved_tail(hosted)
         base = max(last.pos if last is not None else 0, hosted.pos) + EPOCH_STRIDE
         # Others may have written, moved that to MongoDB and left, while we heard nothing.
@@ -797,28 +807,18 @@ class Replicator:
         return await self._enter_epoch(hosted)
 
     async def _last(self, doc: DocName) -> Last | None:
-        try:
+        with _asking_the_database():
             return await self._store.last(doc)
-        except Unavailable as exc:
-            raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
 
     async def _unmoved_tail(self, hosted: _Hosted) -> list[_Held]:
         """The records of the tail that MongoDB has not. We may not have heard that it has others,
         and what came after them: given back, they would count as the later ones."""
         if not hosted.tail:
             return []
-        try:
+        with _asking_the_database():
             places = [held.pos for held in hosted.tail]
             known = await self._store.appends_at(hosted.doc, places)
-        except Unavailable as exc:
-            raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
         return [held for held in hosted.tail if known.get(held.pos) != (held.origin, held.n)]
-
-    async def _erasures(self) -> Sequence[Revocation]:
-        try:
-            return await self._erased.erasures()
-        except Unavailable as exc:
-            raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
 
     def _give_up(self, hosted: _Hosted, reason: str) -> bool:
         hosted.is_given_up = True  # until it is read again, which makes another of it

@@ -363,8 +363,7 @@ class MongoStore:
         # Its row may not be there yet, and its records may all have been deleted.
         pos, by = 0, None
         if record is not None:
-            origin, n = record.get("by", NOBODY)
-            pos, by = record["pos"], (origin, n)
+            pos, by = record["pos"], _append_of(record)
         if row is None and record is None:
             await mongo_personal.demand_not_buried(self._db, doc)
             return None
@@ -478,11 +477,7 @@ class MongoStore:
         with self._telling("read"):
             which = {"doc": str(doc), "pos": {"$in": list(places)}}
             found = self._log.find(which, {"pos": True, "by": True})
-            return {
-                int(row["pos"]): (str(origin), int(n))
-                async for row in found
-                for origin, n in [row.get("by", NOBODY)]
-            }
+            return {int(row["pos"]): _append_of(row) async for row in found}
 
     async def appends_of(self, ops: Collection[str]) -> dict[str, tuple[str, int]]:
         """Which append has answered each of these operations (`mongo_log.key`), by `by` of its
@@ -493,12 +488,7 @@ class MongoStore:
         """
         with self._telling("read"):
             found = self._log.find({"ops": {"$in": list(ops)}}, {"ops": True, "by": True})
-            return {
-                op: (str(origin), int(n))
-                async for row in found
-                for op in row["ops"]
-                for origin, n in [row.get("by", NOBODY)]
-            }
+            return {op: _append_of(row) async for row in found for op in row["ops"]}
 
     async def book(self, user_id: UserId, exercise: str) -> BookRows:
         """What one user's sets of one exercise are worth, and what they have won.
@@ -991,6 +981,12 @@ def now_ms() -> int:
 
 _BESIDE = ("members", "awards", "client_ids", "removed_exercises")
 _ROW_OF_LOG = {"listed_at": True, "snapshot_seq": True, "snapshot_pos": True}
+
+
+def _append_of(record: Record) -> tuple[str, int]:
+    """Whose append a record was, and the how-manieth; `NOBODY` if it was made here."""
+    origin, n = record.get("by", NOBODY)
+    return str(origin), int(n)
 
 
 def _head_of(row: Record, last: Record | None) -> Head:

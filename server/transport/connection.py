@@ -30,6 +30,7 @@ from engineio.exceptions import QueueEmpty
 
 from server.transport.allowance import Allowance
 from server.transport.packets import Outgoing, Packet, PacketError
+from server.transport.uptake import Uptake
 from server.transport.websocket import (
     GOING_AWAY,
     NORMAL_CLOSURE,
@@ -90,8 +91,7 @@ class Connection(AsyncSocket):
         # Counted since the network was last level with us; a reply does not count.
         self._pushed_bytes = 0
         self._written_bytes = 0
-        self._settled_bytes = 0  # of those written: when last looked, the client had them all
-        self._progress = (0, self._loop.time())
+        self._uptake = Uptake(self._loop.time())
         self._latest: dict[Hashable, Outgoing] | None = None
         self._inbox: deque[Packet] | None = None
         self._inbox_bytes = 0
@@ -217,18 +217,12 @@ class Connection(AsyncSocket):
 
     def stalled_for_s(self, now: float) -> float:
         """How long nothing of what is on its way to the client has been taken, in seconds."""
-        if self._written_bytes == self._settled_bytes:
-            return 0.0
-        waiting = self.backlog_bytes
-        if self.peer is not None:
-            # The kernel takes megabytes for a client that has long stopped reading.
-            waiting += self.peer.unacknowledged_bytes
-        if not waiting:
-            self._settled_bytes = self._written_bytes
-        taken = self._written_bytes - waiting
-        if taken != self._progress[0] or not waiting:
-            self._progress = (taken, now)
-        return now - self._progress[1]
+        return self._uptake.stalled_for_s(self._written_bytes, self._waiting_bytes, now)
+
+    def _waiting_bytes(self) -> int:
+        # The kernel takes megabytes for a client that has long stopped reading.
+        in_kernel = self.peer.unacknowledged_bytes if self.peer is not None else 0
+        return self.backlog_bytes + in_kernel
 
     # -- in ---------------------------------------------------------------------------------
 

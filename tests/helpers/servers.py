@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import aiohttp
 from aiohttp import web
 
 from crdt.ids import DocName
@@ -147,3 +148,9 @@ def clean_env() -> dict[str, str]:
         for key, value in os.environ.items()
         if key not in ours and not key.startswith(("ALERT_", "JWT_", "LOG_", "REDIS_"))
     }
+
+
+async def get(http: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
+    """Returns: the status, and the JSON that comes with it."""
+    async with http.get(path) as response:
+        return response.status, await response.json()

@@ -54,12 +54,6 @@ ALERT = {
 W, T = ids.workout("leg-day"), ids.template("push")
 
 
-@pytest.fixture
-async def http(server: RunningServer) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(server.url) as session:
-        yield session
-
-
 async def read(http: aiohttp.ClientSession, path: str) -> dict[str, Any]:
     async with http.get(path) as response:
         assert response.status == 200

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from server import dashboard
-from tests.helpers.servers import RunningServer, running_server
+from tests.helpers.servers import running_server
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-
-
-@pytest.fixture
-async def http(server: RunningServer) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(server.url) as session:
-        yield session
 
 
 async def test_a_browser_gets_the_page_and_all_that_it_names(http: aiohttp.ClientSession) -> None:

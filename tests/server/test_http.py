@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,21 +14,10 @@ from crdt import ids
 from crdt.errors import Unavailable
 from server.health import SLOW_STORE_S
 from server.replay.devices import Refused
-from tests.helpers.servers import RunningServer
+from tests.helpers.servers import RunningServer, get
 
 DEADLINE_S = 10.0
 WORKOUT = ids.workout("w")
-
-
-@pytest.fixture
-async def http(server: RunningServer) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(server.url) as session:
-        yield session
-
-
-async def get(http: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
-    async with http.get(path) as response:
-        return response.status, await response.json()
 
 
 async def until_health(http: aiohttp.ClientSession, status: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,12 @@ from server.health.activity import MAX_RECORDS
 from server.replay.devices import EventClient
 from tests.helpers.receivers import receiving
 from tests.helpers.rooms import until
-from tests.helpers.servers import ROOT, RunningServer, running_server
+from tests.helpers.servers import ROOT, RunningServer, get, running_server
 from tests.server.transport.support import deaf, shrink
 
 WORKOUT = ids.workout("w")
 HERE = {"workout_id": WORKOUT.id}
 PATIENCE_S = 30.0
-
-
-@pytest.fixture
-async def http(server: RunningServer) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(server.url) as session:
-        yield session
-
-
-async def get(http: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
-    async with http.get(path) as response:
-        return response.status, await response.json()
 
 
 async def train(client: EventClient, **fields: Any) -> None:
