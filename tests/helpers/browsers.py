@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -62,9 +63,11 @@ class Watcher:
         found = self.page.locator(selector, has_text=text).first
         await found.wait_for(timeout=timeout_s * 1_000)
 
-    async def until(self, condition: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Wait until a JavaScript expression is true. Raises TimeoutError."""
-        await self.page.wait_for_function(f"() => {condition}", timeout=timeout_s * 1_000)
+    async def until(self, condition: str, *, timeout_s: float = TIMEOUT_S) -> Any:
+        """Wait until a JavaScript expression is truthy. Returns: what it is then. Raises
+        TimeoutError."""
+        found = await self.page.wait_for_function(f"() => {condition}", timeout=timeout_s * 1_000)
+        return await found.json_value()
 
     async def text(self, selector: str) -> str:
         return await self.page.locator(selector).first.inner_text()

@@ -214,8 +214,7 @@ async def see_it_move(watching: Watcher, token: str) -> None:
     await watching.until("document.querySelectorAll('#tiles canvas').length === 3")
     await changes(watching, "#tiles .tile:nth-child(2) .value")
     for canvas in ("#live canvas", "#tiles canvas"):
-        drawn = await watching.page.eval_on_selector(canvas, "it => it.toDataURL()")
-        await watching.until(f"document.querySelector('{canvas}')?.toDataURL() !== {drawn!r}")
+        await draws(watching, canvas)
     assert await watching.fits()
 
 
@@ -243,6 +242,14 @@ async def changes(watching: Watcher, selector: str) -> None:
     """Wait until an element has another text. Raises TimeoutError."""
     text = json.dumps(await watching.text(selector))
     await watching.until(f"document.querySelector('{selector}')?.innerText !== {text}")
+
+
+async def draws(watching: Watcher, selector: str) -> None:
+    """Wait until a canvas has another picture. There is none between two workouts.
+    Raises TimeoutError."""
+    picture = f"document.querySelector('{selector}')?.toDataURL()"
+    drawn = json.dumps(await watching.until(picture))
+    await watching.until(f"![undefined, {drawn}].includes({picture})")
 
 
 async def begin_workout(phone: EventClient, **options: Any) -> tuple[str, LogASet]:
