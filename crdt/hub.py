@@ -605,8 +605,9 @@ class RoomHub:
                 return
             commit = live.room.commit(batch, stored)
         except Exception as exc:
+            self._acknowledge(live, count, stored)  # it is durable, whatever becomes of the room
+            live.append = None
             self._drop(live, exc)
-            self._acknowledge(live, count, stored)
             return
         self._failures.pop(live.name, None)
         self._show(commit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -385,6 +386,22 @@ async def test_a_record_that_was_stored_although_it_failed_is_there_after_all(
     assert await fails(await bench.submit(update))
     assert (await bench.store_update(update)).seq == 2
     assert "s" in (await peer_of(bench)).content()["sets"]
+
+
+async def test_what_is_durable_is_acked_although_the_room_cannot_show_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana = await peer_of(bench)
+    async with bench.room() as live:
+        gate = bench.store.hold("append")
+        first = await bench.submit(ana.set("s"))
+        await idle()
+        second = await bench.submit(ana.set("t"))
+        monkeypatch.setattr(live.room, "award", Mock(side_effect=RuntimeError("bug")))
+        gate.set()
+        assert (await first).seq == 2
+        assert await fails(second)
+    assert list((await peer_of(bench)).content()["sets"]) == ["s"]
 
 
 async def test_those_in_a_room_whose_append_failed_are_in_the_one_read_anew(bench: Bench) -> None:

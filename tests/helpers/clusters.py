@@ -43,8 +43,10 @@ HTTP_TIMEOUT_S = 5.0
 DATABASE = "repsync"
 
 PROGRAM = """
-import asyncio, signal, sys
+import asyncio, faulthandler, signal, sys
 from server import __main__ as server
+
+faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 serve = server.serve
 
@@ -60,7 +62,9 @@ async def serve_and_tell(settings):
 server.serve = serve_and_tell
 sys.exit(server.main([]))
 """
-"""A server that writes what it is doing into its log when it gets SIGUSR1."""
+"""A server that writes its tasks into its log when it gets SIGUSR1, its threads at SIGUSR2."""
+
+LAST_WORDS_BYTES = 20_000
 
 Found = TypeVar("Found")
 State = Literal["running", "paused", "ended"]
@@ -115,16 +119,26 @@ class Instance:
         await self.server.kill()
 
     async def stop(self, timeout_s: float = 30.0) -> int:
-        """SIGTERM. Returns: the exit code. If it does not end, what it does is in its log."""
+        """SIGTERM. Returns: the exit code. Raises AssertionError, with what it does instead, if it
+        does not end."""
         try:
             code = await self.server.terminate(timeout_s)
         except TimeoutError:
-            assert self.server.process is not None
-            self.server.process.send_signal(signal.SIGUSR1)
-            await asyncio.sleep(1)
-            raise AssertionError(f"{self.name} has not ended within {timeout_s:g} s") from None
+            raise AssertionError(
+                f"{self.name} has not ended within {timeout_s:g} s:\n{await self._last_words()}"
+            ) from None
         self.state = "ended"
         return code
+
+    async def _last_words(self) -> str:
+        """The end of the log, once the process has written there what it is doing."""
+        assert self.server.process is not None
+        assert self.server.stderr is not None
+        for number in (signal.SIGUSR2, signal.SIGUSR1):
+            self.server.process.send_signal(number)
+            await asyncio.sleep(1)
+        said = Path(self.server.stderr.name).read_bytes()
+        return said[-LAST_WORDS_BYTES:].decode(errors="replace")
 
     def pause(self) -> None:
         """SIGSTOP: connections stay, nothing is answered."""
