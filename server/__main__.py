@@ -24,7 +24,7 @@ from server.auth import ROLES, Authenticator
 from server.command_help import teach
 from server.http_rules import make_runner
 from server.settings import Settings, SettingsError
-from server.signals import until_stopped
+from server.signals import end_in_time, until_stopped
 from server.storage.port import StorageError
 
 log = logging.getLogger("server")
@@ -298,6 +298,7 @@ async def serve(settings: Settings) -> int:
         told = {"version": VERSION, "host": settings.host, "port": port, "store": parts.store.kind}
         log.info("serving", extra={**told, "shared": settings.redis_url is not None})
         await stop.wait()
+        end_in_time()
         stopped_s = time.monotonic()
         told = {"connections": parts.sockets.connection_count, "rooms": len(parts.hub)}
         log.info("draining", extra=told)

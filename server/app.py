@@ -20,7 +20,6 @@ from server import apidocs, dashboard, http, http_rules, instruments, limits
 from server.alerts import sentry
 from server.api import SnapshotApi
 from server.auth import Authenticator
-from server.cluster.tasks import end
 from server.erasure import Eraser
 from server.gateway import Gateway
 from server.health import Health
@@ -30,6 +29,7 @@ from server.sse import EventStreams
 from server.storage.port import ErasingStore, StorageError
 from server.storage.sqlite import SqliteStore
 from server.streams import SocketAudience, StreamHub
+from server.tasks import end
 from server.transport.server import SocketServer
 from server.watch import Watch
 

@@ -39,6 +39,7 @@ from server.metrics import Metrics
 from server.sessions import Session
 from server.settings import Settings
 from server.streams import StreamHub
+from server.tasks import heed_cancellation
 from server.transport.allowance import Allowance
 from server.transport.server import Ack, Excess, SocketServer
 
@@ -132,6 +133,7 @@ class Gateway:
     async def _reload_revocations(self) -> None:
         delay_s = FIRST_RELOAD_S
         while True:
+            heed_cancellation()
             try:
                 await self.load_revocations()
             except Unavailable:

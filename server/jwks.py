@@ -21,6 +21,7 @@ import jwt
 from crdt.errors import Unauthenticated, Unavailable
 from server.breaker import Breaker, BreakerOpen
 from server.keys import KeySet, KeySetError, VerifyingKey, read_key_set
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +94,7 @@ class JwksClient:
             try:
                 yield
             finally:
-                tasks = [task for task in (refreshing, self._fetching) if task is not None]
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                await end(refreshing, self._fetching)
 
     # -- asking -----------------------------------------------------------------------------
 

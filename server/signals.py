@@ -1,9 +1,22 @@
-"""How a process is asked to end."""
+"""How a process is asked to end, and that it does."""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import io
+import logging
 import signal
+
+log = logging.getLogger("server")
+
+ENDS_WITHIN_S = 20.0
+"""What all that is waited for at the end may take together, generously."""
+
+EXIT_STUCK = 1
+"""The exit code of a process that had to be ended by `end_in_time`."""
+
+TELL_BEFORE_S = 2.0
 
 
 def until_stopped() -> asyncio.Event:
@@ -13,3 +26,20 @@ def until_stopped() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def end_in_time(limit_s: float = ENDS_WITHIN_S) -> None:
+    """From now on the process ends within `limit_s`, whatever is still waited for: by itself, or
+    with `EXIT_STUCK`, and the stacks of its tasks and threads in its log. Nothing that was acked
+    is lost by it, as by no other death."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(limit_s - TELL_BEFORE_S, _tell_tasks, loop)
+    # A thread without the interpreter's lock sees to it: the loop may be what is stuck.
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+
+
+def _tell_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    stacks = io.StringIO()
+    for task in asyncio.all_tasks(loop):
+        task.print_stack(file=stacks)
+    log.error("the end takes too long", extra={"waiting": stacks.getvalue()})

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from crdt.hub import RoomHub
 from crdt.ports import Clock
 from server.alerts.watch import Alerts
-from server.cluster.tasks import end
 from server.gateway import Gateway
 from server.health import Health
 from server.health.activity import Activity
@@ -21,6 +20,7 @@ from server.jwks import JwksClient
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.port import ServerStore
+from server.tasks import end
 from server.transport.server import SocketServer
 
 if TYPE_CHECKING:

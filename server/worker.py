@@ -25,11 +25,11 @@ from server.cluster.log import RedisLog
 from server.cluster.mover import Mover, Worker
 from server.cluster.neighbours import pack_message
 from server.cluster.record import open_record
-from server.cluster.tasks import end
 from server.metrics import Metrics
 from server.settings import Settings, SettingsError
-from server.signals import until_stopped
+from server.signals import end_in_time, until_stopped
 from server.storage.mongo import MongoStore
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ async def work(settings: Settings) -> int:
             working = asyncio.create_task(worker.run(), name="worker")
             log.info("working", extra={"version": VERSION, "metrics_port": port})
             await stop.wait()
+            end_in_time()
             await end(working)
     finally:
         await store.close()

@@ -15,10 +15,10 @@ from server.alerts import conditions, sentry
 from server.alerts.book import RANK, AlertBook
 from server.alerts.errors import ErrorCounts, ErrorHandler
 from server.alerts.webhook import Webhook
-from server.cluster.tasks import end
 from server.health import Health
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 

@@ -37,6 +37,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from crdt.errors import Unavailable
+from server.tasks import end, heed_cancellation
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +157,9 @@ class Bus:
         if not self._tasks:
             return
         listening, beating = self._tasks
-        while not listening.done():
-            # More than once: Python 3.11's `asyncio.wait_for`, which redis-py uses, may lose it.
-            listening.cancel()
-            await asyncio.wait([listening], timeout=0.1)
-        await asyncio.wait([beating])
+        await end(listening)
+        await asyncio.wait([beating], timeout=2 * PUBLISH_TIMEOUT_S)  # it says goodbye
+        await end(beating)
 
     # -- channels ---------------------------------------------------------------------------
 
@@ -292,6 +291,7 @@ class Bus:
 
     async def _send_orders(self, connection: AbstractConnection) -> None:
         while True:
+            heed_cancellation()
             await self._has_orders.wait()
             self._has_orders.clear()
             while self._orders:
@@ -307,6 +307,7 @@ class Bus:
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
+            heed_cancellation()
             reply = await connection.read_response(
                 disable_decoding=True,
                 timeout=math.inf,

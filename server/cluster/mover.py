@@ -33,6 +33,7 @@ from server.cluster.log import Head, Record, RedisLog, Task
 from server.metrics import Metrics
 from server.storage.mongo import Last, MongoStore
 from server.storage.mongo_log import Damaged
+from server.tasks import heed_cancellation
 
 log = logging.getLogger(__name__)
 
@@ -474,13 +475,6 @@ class Worker:
                 await self._log.retire(doc, head.pos)
         await self._log.announce(forgotten)
         return found
-
-
-def heed_cancellation() -> None:
-    """Drivers lose one now and then: what waited for an answer is cancelled as that arrives."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def is_outage(exc: BaseException) -> bool:

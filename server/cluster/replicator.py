@@ -71,11 +71,11 @@ from server.cluster.record import (
     without_answers,
     without_parts,
 )
-from server.cluster.tasks import end
 from server.storage import mongo_log
 from server.storage.mongo import Last, MongoStore
 from server.storage.mongo_log import Damaged
 from server.storage.spool import Spool, Spooled
+from server.tasks import end, heed_cancellation
 
 log = logging.getLogger(__name__)
 
@@ -913,6 +913,7 @@ class Replicator:
         """Bring what is behind up to date, whenever Redis answers."""
         delay_s = FIRST_RETRY_S
         while True:
+            heed_cancellation()
             await self._wake.wait()
             self._wake.clear()
             try:
@@ -942,6 +943,7 @@ class Replicator:
         """Notice within `LOOK_EVERY_S` that Redis was emptied: somebody else may need what is held
         here, of documents in which nobody writes."""
         while True:
+            heed_cancellation()
             if not self.is_away:
                 with contextlib.suppress(*_NOT_NOW):
                     await self._memory.look()
@@ -1157,6 +1159,7 @@ class Replicator:
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""
         while True:
+            heed_cancellation()
             await self._has_unmoved.wait()
             await asyncio.sleep(ANNOUNCE_EVERY_S)
             docs, self._unmoved = self._unmoved, set()

@@ -54,13 +54,13 @@ from server.cluster.neighbours import ClusterNeighbours, Here
 from server.cluster.peers import Peers
 from server.cluster.record import open_record
 from server.cluster.replicator import Replicator
-from server.cluster.tasks import end
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.mongo import MongoStore
 from server.storage.mongo_log import key
 from server.storage.port import Erasure, PersonalRow, StoreStats
 from server.storage.spool import Spool
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 

@@ -84,6 +84,7 @@ from server.storage import (
 from server.storage.mongo_log import Damaged, Head, Record, key
 from server.storage.mongo_records import BookRows
 from server.storage.port import ANSWERS_KEPT_S, Erasure, PersonalRow, StorageError, StoreStats
+from server.tasks import end, heed_cancellation
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +234,7 @@ class MongoStore:
             return
         self._is_closed = True
         if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            # A driver's call that is cut short may end with an error of its own.
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+            await end(self._housekeeping)
             # What stays marked is projected once more at the next start, and nothing else.
             with contextlib.suppress(PyMongoError), pymongo.timeout(PROBE_TIMEOUT_S):
                 await self._unmark()
@@ -548,6 +547,7 @@ class MongoStore:
     async def _keep_house(self) -> None:
         swept_at = purged_at = time.monotonic()
         while True:
+            heed_cancellation()
             await asyncio.sleep(TICK_S)
             try:
                 with pymongo.timeout(self._timeout_s):

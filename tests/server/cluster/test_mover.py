@@ -21,9 +21,9 @@ from server.cluster import mover as module
 from server.cluster.connection import connect
 from server.cluster.log import EpochChanged, Record, RedisLog, Unfounded
 from server.cluster.mover import Mover, Worker
-from server.cluster.tasks import end
 from server.storage import mongo_log
 from server.storage.mongo import MongoStore
+from server.tasks import end
 from tests.contracts.update_store import OWNER, PULL_DAY, record
 from tests.helpers.mongo_servers import opening
 from tests.helpers.proxies import Proxy

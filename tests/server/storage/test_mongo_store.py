@@ -9,7 +9,7 @@ import itertools
 import random
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -1179,6 +1179,25 @@ def cut_connects() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+async def test_it_closes_although_the_driver_loses_a_cancellation(
+    mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_unmarking = asyncio.Event()
+
+    async def unmark() -> None:
+        is_unmarking.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(mongo, "TICK_S", 0.01)
+    async with opening(mongo_uri) as store:
+        monkeypatch.setattr(store, "_unmark", unmark)
+        async with asyncio.timeout(10):
+            await is_unmarking.wait()
+            monkeypatch.undo()
+            await store.close()
 
 
 @pytest.mark.usefixtures("cut_connects")

@@ -1,4 +1,9 @@
-"""Ending tasks that talk to what may be away."""
+"""Ending tasks that talk to databases.
+
+A driver may lose a cancellation: before Python 3.12 `asyncio.wait_for`, by which they write and
+read, returns as if nothing were when it is cancelled just as it is done. A loop that only waits for
+its `CancelledError` then goes on for ever, and whoever waits for its end does too.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +26,14 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
     for known in tasks:
         if known is not None and known.done() and not known.cancelled():
             known.exception()  # what it failed with has been told, or does not matter any more
+
+
+def heed_cancellation() -> None:
+    """At the top of a loop of calls: end it if a driver has lost that it was cancelled.
+
+    Raises:
+        asyncio.CancelledError: the task is to end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
