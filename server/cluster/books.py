@@ -7,7 +7,9 @@ it; a set wins each type at most once, however often it comes.
 two sets that come at once on two instances one is the record. Judging is repeatable: a value that
 won is told again with what it beat, whenever the same set comes with it. Nothing else is won for
 that set and type. So a judgement whose outcome is unknown may simply be asked for again, and an
-award is no news by itself: who keeps what was won, with the document, knows what is.
+award is no news by itself: who keeps what was won, with the document, knows what is. A set that won
+nothing may win when asked again, if scores behind its own took away what it had been beaten by: by
+then nothing is better.
 
 **Who owns what.** The records that were won are in the log; a book is worked out from it. One that
 Redis has not, or has not used for a week, is *seeded* from what MongoDB has.
