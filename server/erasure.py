@@ -32,7 +32,7 @@ from server.tasks import heed_cancellation
 
 log = logging.getLogger(__name__)
 
-POLL_EVERY_S = 1.0
+POLL_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
 PASSES = 2
 """What somebody began before they were refused may land after the first."""

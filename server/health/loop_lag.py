@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections import deque
 
-INTERVAL_S = 0.02
+INTERVAL_S = 0.05
+"""A stall shows as at least its length less this. Waking up is most of what an idle server does."""
 KEPT_S = 15.0  # as long as a scraper looks away
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 2.0
-OBSERVE_EVERY_S = 0.25
+OBSERVE_EVERY_S = 0.5
 SLOW_STORE_S = 1.0
 SLOW_LOOP_S = 0.5
 

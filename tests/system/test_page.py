@@ -119,8 +119,10 @@ async def test_the_page_moves_while_people_train(
     demand_charts()
     phone = await server.events("cleo", name="Cleo")
     await begin_workout(phone)  # a private one, of a title that looks like markup
+    _, log_a_set = await begin_workout(await server.events("dee", name="Dee"), visibility="public")
     async with (
         training(server),
+        raising_the_bar(log_a_set),
         watcher(chromium, server.url) as desk,
         watcher(chromium, server.url, size=browsers.PHONE, scheme="dark") as mobile,
     ):
@@ -236,6 +238,25 @@ async def training(server: RunningServer) -> AsyncIterator[None]:
             playing.cancel()
             await asyncio.wait([playing])
     assert not report.problems
+
+
+@asynccontextmanager
+async def raising_the_bar(log_a_set: LogASet) -> AsyncIterator[None]:
+    """A heavier set, and so a record, twice a second as long as the block runs. In the export they
+    become rare."""
+
+    async def lift() -> None:
+        for weight_kg in itertools.count(100):
+            await log_a_set(weight_kg=weight_kg)
+            await asyncio.sleep(0.5)
+
+    lifting = asyncio.create_task(lift())
+    try:
+        yield
+    finally:
+        lifting.cancel()
+        await asyncio.wait([lifting])
+    assert lifting.cancelled()
 
 
 async def changes(watching: Watcher, selector: str) -> None:
