@@ -655,10 +655,8 @@ class Replicator:
             return await self._books.judge(
                 str(hosted.doc), entries, hosted.given, origin=self._origin
             )
-        except Unavailable as exc:
-            # Neither the set nor its ack can wait for that.
-            told = {"document": str(hosted.doc), "cause": str(exc)}
-            log.warning("records are not judged", extra=told)
+        except Unavailable:
+            # Neither the set nor its ack can wait for that. Who reads the books has told.
             return [() for _ in entries]
 
     # -- what others append -----------------------------------------------------------------

@@ -227,6 +227,8 @@ class ClusterStore:
                 found = await self._store.book(UserId(book.user_id), book.exercise)
         except (Unavailable, TimeoutError) as exc:
             self._no_seed_before_s = time.monotonic() + SEED_AGAIN_AFTER_S
+            told = {"cause": str(exc) or "no answer in time", "for_s": SEED_AGAIN_AFTER_S}
+            log.warning("records are not judged", extra=told)
             raise Unavailable("the record books cannot be read now") from exc
         return Seed(
             [Row(str(row.doc), row.set_id, row.values) for row in found.rows],

@@ -188,7 +188,10 @@ class Register:
         self.pending = None
 
     def saw(self, value: Any, connection: int) -> None:
-        """A server shows it: what is written there from now on comes after it."""
+        """A server shows it: what is written there from now on comes after it. One that shows
+        nothing may have heard neither of what was written nor of its removal."""
+        if value is None:
+            return
         self.possible = [
             (known, connection if known == value and c else c) for known, c in self.possible
         ]

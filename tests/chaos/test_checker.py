@@ -258,6 +258,15 @@ def test_what_a_server_shows_it_has_seen() -> None:
     assert not register.allows("old")
 
 
+def test_a_server_that_shows_nothing_may_have_heard_of_nothing() -> None:
+    register = Register([("there", 1)])
+    register.begin(Op("e", {}, "m"), None)
+    register.settle(1, is_one_server=False)
+    assert register.is_known_at(1)
+    register.saw(None, 2)
+    assert not register.is_known_at(2)
+
+
 def test_what_was_refused_is_not_possible() -> None:
     register = Register([("old", 1)])
     register.begin(Op("e", {}, "m"), "new")
