@@ -58,6 +58,7 @@ ANSWERS_KEPT_S = 86_400
 UNLISTED_KEPT_S = 3_600
 EPOCH_BYTES = 8
 SCAN_COUNT = 1_000
+PAGE = 1_000
 
 _GLOB = re.compile(r"[][*?\\^]")
 
@@ -253,12 +254,19 @@ class RedisLog:
                 raise Outpaced(which[0].decode())
         raise AssertionError(f"append.lua said {outcome!r}")
 
-    async def read(self, doc: DocName, after: int, limit: int = 1000) -> list[Record]:
+    async def read(self, doc: DocName, after: int, limit: int = PAGE) -> list[Record]:
         """Up to `limit` records that come after position `after`, oldest first."""
         found = await _plain(
             self._redis.xrange(self._key(doc, "log"), min=f"{after + 1}-0", max="+", count=limit)
         )
         return [_record(id_, fields) for id_, fields in found]
+
+    async def read_on(self, doc: DocName, after: int) -> AsyncIterator[Record]:
+        """All that comes after position `after`, and that comes while it is read."""
+        while records := await self.read(doc, after, PAGE):
+            for record in records:
+                yield record
+            after = records[-1].pos
 
     async def answer(self, doc: DocName, key: str) -> bytes | None:
         """What was answered to `key` by an append of the last 24 hours."""

@@ -22,9 +22,10 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -32,11 +33,9 @@ from crdt.errors import (
     Conflict,
     DocumentDamaged,
     Gone,
-    Invalid,
     NotFound,
     Outdated,
     Unavailable,
-    Unsynced,
 )
 from crdt.ids import DocName
 from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
@@ -47,7 +46,7 @@ from server.cluster.books import Books
 from server.cluster.bus import Bus, explain
 from server.cluster.connection import AWAY
 from server.cluster.envelope import Sealer, Update
-from server.cluster.erased import Erased
+from server.cluster.late import Late
 from server.cluster.log import (
     EpochChanged,
     Exists,
@@ -65,11 +64,8 @@ from server.cluster.record import (
     foreign_of,
     open_record,
     seal_record,
-    taken_back,
     with_parts,
     with_records,
-    without_answers,
-    without_parts,
 )
 from server.storage import mongo_log
 from server.storage.mongo import Last, MongoStore
@@ -93,7 +89,6 @@ ANNOUNCE_EVERY_S = 0.2
 LOAD_ATTEMPTS = 5
 NOTICE_TIMEOUT_S = 1.0
 HEALED_AT_ONCE = 16
-PAGE = 1_000
 
 MAX_TAIL_SHARE = 16
 """One document may have a sixteenth of what all together may have in the shared log alone."""
@@ -193,7 +188,8 @@ class Replicator:
         self._sealer = sealer
         self._origin = origin
         self._max_tails_bytes = max_tails_bytes
-        self._erased = Erased(store)
+        self._memory = RedisMemory(redis_log, store.is_empty, self.went_away)
+        self._late = Late(redis_log, books, store, self._memory, sealer)
         self._inlet: Inlet | None = None
         self._hosted: dict[DocName, _Hosted] = {}
         self._channels: dict[str, _Hosted] = {}
@@ -208,7 +204,6 @@ class Replicator:
         self._unmoved: set[DocName] = set()
         """Written to since the workers were told last."""
         self._has_unmoved = asyncio.Event()
-        self._memory = RedisMemory(redis_log, store.is_empty, self.went_away)
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._announcing: asyncio.Task[None] | None = None
@@ -388,7 +383,7 @@ class Replicator:
                 return None
             if head is None:
                 head = await self._log.found(doc, last.pos + EPOCH_STRIDE, exists=True)
-            records = [record async for record in self._read_on(doc, last.pos)]
+            records = [record async for record in self._log.read_on(doc, last.pos)]
             spooled = await self._spool.first(doc, limit=max(1, self._spool.count))
             if last != await self._store.last(doc):
                 continue  # moved on meanwhile, and maybe trimmed
@@ -412,12 +407,6 @@ class Replicator:
             await self._bus.subscribe(self._log.channel(doc))
         except Unavailable as exc:
             raise TimeoutError(str(exc)) from exc
-
-    async def _read_on(self, doc: DocName, after: int) -> AsyncIterator[Record]:
-        while records := await self._log.read(doc, after, PAGE):
-            for record in records:
-                yield record
-            after = records[-1].pos
 
     def _with_spooled(self, hosted: _Hosted, loaded: Loaded, spooled: Sequence[Spooled]) -> Loaded:
         """With what this instance has not been able to append yet."""
@@ -606,7 +595,7 @@ class Replicator:
                 raise Outdated
             return hosted.pos
         if pos > hosted.pos + 1:
-            async for record in self._read_on(hosted.doc, hosted.pos):
+            async for record in self._log.read_on(hosted.doc, hosted.pos):
                 if record.pos >= pos or record.pos > hosted.pos + 1:
                     break
                 self._take(hosted, record)
@@ -726,7 +715,7 @@ class Replicator:
             return await self._go_on_after_loss(hosted)
         hosted.is_unsure = False
         try:
-            async for record in self._read_on(hosted.doc, hosted.pos):
+            async for record in self._log.read_on(hosted.doc, hosted.pos):
                 if record.pos > hosted.pos + 1:
                     return self._give_up(hosted, "gap")
                 self._take(hosted, record)
@@ -742,7 +731,7 @@ class Replicator:
         """
         last = await self._last(hosted.doc)
         with _asking_the_database():
-            erasures = await self._erased.erasures() if hosted.tail else ()
+            erasures = await self._late.erasures() if hosted.tail else ()
         tail = await self._unmoved_tail(hosted)
         base = max(last.pos if last is not None else 0, hosted.pos) + EPOCH_STRIDE
         # Others may have written, moved that to MongoDB and left, while we heard nothing.
@@ -778,7 +767,7 @@ class Replicator:
         """Append a record of another epoch. It goes in even if its operation was carried out
         elsewhere since, while neither knew of the other; what that was answered stands."""
         found = open_record(self._sealer, hosted.doc, Record(*held))
-        draft = await self._erased.cleaned(hosted.doc, found, self._shared, erasures)
+        draft = await self._late.cleaned(hosted.doc, found, erasures)
         if draft is not found:
             data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
             held = held._replace(data=data)
@@ -1035,17 +1024,22 @@ class Replicator:
         """Append what is in the spool of this document, oldest first."""
         while spooled := await self._spool.first(hosted.doc):
             drafts = [mongo_log.unpack(one.record) for one in spooled]
-            known = await self._answered_before(spooled, drafts)
-            erasures = await self._erased.erasures()
+            known = await self._late.answered_before(spooled, drafts)
+            erasures = await self._late.erasures()
             for one, found in zip(spooled, drafts, strict=True):
-                cleaned = await self._erased.cleaned(hosted.doc, found, self._shared, erasures)
+                cleaned = await self._late.cleaned(hosted.doc, found, erasures)
                 has_erased = cleaned is not found
                 draft = dict(found)
-                awards = await self._judge_late(hosted, one.origin, cleaned)
+                awards = await self._late.judge(hosted.doc, one.origin, cleaned, hosted.given)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                is_whole = await self._put_late(
-                    hosted, one, draft, known, erasures if has_erased else ()
+                is_whole = await self._late.put(
+                    hosted.doc,
+                    one,
+                    draft,
+                    partial(self._put_late, hosted, one),
+                    known=known,
+                    erasures=erasures if has_erased else (),
                 )
                 await self._spool.remove([one.id])
                 hosted.local = max(0, hosted.local - 1)
@@ -1057,102 +1051,17 @@ class Replicator:
                     # The room has what the log has not.
                     self._give_up(hosted, "erased" if has_erased else "repeated")
 
-    async def _answered_before(
-        self, spooled: Sequence[Spooled], drafts: Iterable[Mapping[str, Any]]
-    ) -> Mapping[str, tuple[str, int]]:
-        """Which appends have answered operations of these records, as far as Redis may have
-        forgotten that since."""
-        ops = [op for draft in drafts for op in answers_in(draft)]
-        if not ops or self._memory.has_kept(min(one.at_ms for one in spooled)):
-            return {}
-        return await self._store.appends_of(ops)
-
     async def _put_late(
         self,
         hosted: _Hosted,
         one: Spooled,
-        draft: Mapping[str, Any],
-        known: Mapping[str, tuple[str, int]],
-        erasures: Sequence[Revocation],
-    ) -> bool:
-        """Append a record that was acked before.
-
-        Args:
-            known: which appends have answered operations, as far as MongoDB was asked.
-            erasures: if it has something of somebody who was erased since; that is left out.
-
-        Returns: whether it is in the log as it is. An operation of it may have been carried out
-            elsewhere since, or the status have been changed, while neither knew of the other: that
-            stands, and ours is taken back as it goes in.
-        """
-        answers = answers_in(draft)
-        if any(known.get(op) == (one.origin, one.n) for op in answers):
-            return True  # it had reached the log before Redis forgot of it, and MongoDB
-        repeated, is_outpaced = answers.keys() & known.keys(), False
-        while True:
-            made: Mapping[str, Any] = await self._told_apart(
-                hosted.doc, draft, repeated, is_outpaced
-            )
-            if erasures:  # only now: what cannot be told apart any more cannot be taken back
-                made = await self._erased.cleaned(hosted.doc, made, self._shared, erasures)
-            data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
-            held, left = _Held(0, one.origin, one.n, data), answers_in(made)
-            has_status = "status_seen" in draft and not is_outpaced
-            guards = {"status": draft["status_seen"]} if has_status else {}
-            try:
-                await self._put(hosted, held, answers=left, guards=guards)
-            except Repeated as exc:
-                repeated |= {exc.key, *await self._answered(hosted.doc, left)}
-            except Outpaced:
-                is_outpaced = True
-            else:
-                return not repeated and not is_outpaced
-
-    async def _told_apart(
-        self, doc: DocName, draft: Mapping[str, Any], repeated: Set[str], is_outpaced: bool
-    ) -> dict[str, Any]:
-        """A record without what some of its operations have done, and with the summary that the
-        document will have."""
-        if not repeated and not is_outpaced and "summary" not in draft:
-            return without_parts(draft)
-        try:
-            shared = await self._shared(doc)
-        except Unavailable:
-            if repeated or is_outpaced:
-                raise
-            return without_parts(draft)  # no reason to wait for MongoDB
-        try:
-            return taken_back(draft, doc, shared, repeated=repeated, is_outpaced=is_outpaced)
-        except (Invalid, Unsynced):
-            log.exception("what was done twice stays", extra={"document": str(doc)})
-            return without_answers(draft, repeated)
-
-    async def _answered(self, doc: DocName, keys: Iterable[str]) -> list[str]:
-        """Which of these operations the shared log has answered."""
-        return [key for key in keys if await self._log.answer(doc, key) is not None]
-
-    async def _shared(self, doc: DocName) -> Sequence[bytes]:
-        """The document as all have it who are not cut off, as Yjs updates.
-
-        Raises:
-            Unavailable: MongoDB cannot be read.
-        """
-        # In this order: what is trimmed while we read is in MongoDB by then.
-        records = [record async for record in self._read_on(doc, 0)]
-        loaded = await self._store.load(doc)
-        updates = [*filter(None, [loaded.snapshot]), *loaded.updates] if loaded else []
-        opened = (open_record(self._sealer, doc, record) for record in records)
-        return [*updates, *(draft["yjs"] for draft in opened if "yjs" in draft)]
-
-    async def _judge_late(
-        self, hosted: _Hosted, origin: str, draft: Mapping[str, Any]
-    ) -> Sequence[Award]:
-        if not draft.get("scores"):
-            return ()
-        scored = [mongo_log.scored_by(draft)]
-        (won,) = await self._books.judge(str(hosted.doc), scored, hosted.given, origin=origin)
-        # What was won before it came into the spool stands; the books may have been lost since.
-        return () if draft.get("awards") else won
+        made: Mapping[str, Any],
+        answers: Mapping[str, bytes],
+        guards: Mapping[str, int],
+    ) -> None:
+        data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
+        held = _Held(0, one.origin, one.n, data)
+        await self._put(hosted, held, answers=answers, guards=guards)
 
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""
