@@ -150,8 +150,8 @@ class _Hosted:
     is_behind: bool = False
     """Redis was away: what is appended goes to the spool until this is healed."""
     is_short: bool = False
-    """Others were first in this epoch, and may have given back what the room lacks: it is to be
-    read again when all have."""
+    """The room lacks something of what stands before `pos`: it hears of nothing more, and is to be
+    read again as soon as the spool is empty, and all others have given back what they hold."""
     is_given_up: bool = False
     """The room lacks something of what stands before `pos`, and is being read again."""
     arriving: list[Update] | None = None
@@ -348,7 +348,7 @@ class Replicator:
         hosted.given = _prizes(loaded.awards)
         if before is not None:
             # What we have had from there stays with us, and where we stood, if we had it all.
-            if not before.is_given_up:
+            if not before.is_given_up and not before.is_short:
                 hosted.epoch, hosted.pos, hosted.is_unsure = before.epoch, before.pos, True
             foreign = [
                 foreign_of(open_record(self._sealer, hosted.doc, Record(*held)), held.pos)
@@ -679,7 +679,7 @@ class Replicator:
         if record.pos <= hosted.pos:
             return
         foreign = self._keep(hosted, record)
-        if record.origin != self._origin and self._inlet is not None:
+        if record.origin != self._origin and not hosted.is_short and self._inlet is not None:
             self._inlet.foreign(hosted.doc, [foreign])
 
     def _keep(self, hosted: _Hosted, record: Record) -> Foreign:
@@ -752,7 +752,8 @@ class Replicator:
                 hosted.epoch = given_up
                 for held in tail[done:]:
                     self._hold(hosted, held)
-        if head.pos != base or has_missed:  # others were first, and may have more
+        # Others were first, and may have more.
+        if head.pos != base or has_missed or hosted.is_short:
             if self._memory.is_settling:
                 hosted.is_short = True
                 return False
@@ -1017,8 +1018,10 @@ class Replicator:
         founded = head is None
         if head is None:
             head = await self._log.found(hosted.doc, last.pos + EPOCH_STRIDE, exists=True)
-        was_at, hosted.epoch, hosted.pos = hosted.pos, head.epoch, head.pos
-        return founded and was_at == last.pos
+        # Said where it lasts: if Redis is lost on the way, this is not looked into again.
+        hosted.is_short = not founded or hosted.pos != last.pos
+        hosted.epoch, hosted.pos = head.epoch, head.pos
+        return not hosted.is_short
 
     async def _flush(self, hosted: _Hosted) -> None:
         """Append what is in the spool of this document, oldest first."""

@@ -242,7 +242,11 @@ def first_difference(left: Any, right: Any, path: str = "") -> str:
         for key in sorted(left.keys() | right.keys(), key=str):
             if left.get(key) != right.get(key):
                 return first_difference(left.get(key), right.get(key), f"{path}.{key}")
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+    if isinstance(left, list) and isinstance(right, list):
+        if len(left) != len(right):
+            here = [one for one in left if one not in right]
+            there = [one for one in right if one not in left]
+            return f"{path} has {str(here)[:1_000]}, but not {str(there)[:1_000]}"
         for index, (one, other) in enumerate(zip(left, right, strict=True)):
             if one != other:
                 return first_difference(one, other, f"{path}[{index}]")

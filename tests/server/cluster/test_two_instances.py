@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import aiohttp
 import pytest
 from pycrdt import Map
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
 
 from crdt import ids
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.timeout(120)
 SECRET = "a secret of more than thirty-two bytes"
 WORKOUT, TEMPLATE = ids.workout("w"), ids.template("t")
 DEADLINE_S = 20.0
+LOST = ConnectionError("Redis is lost")
 
 
 @dataclass
@@ -386,6 +389,43 @@ async def test_with_redis_gone_edits_are_kept_here_and_reach_everybody_when_it_i
     await laptop.until(lambda: set(laptop.content()["sets"]) == wanted)
     await eventually(lambda: _is_healthy(two.a))
     assert (await log_set(phone))["durability"] == "cluster"
+
+
+async def test_who_opened_without_redis_gets_what_it_missed_though_redis_goes_again_meanwhile(
+    tmp_path: Path, redis_process: RedisProcess, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncExitStack() as stack:
+        settings = {"room_idle_timeout_s": 0.3, "embedded_worker": False}
+        two = await started(stack, tmp_path, redis_process, mongo_uri, **settings)
+        maker = await two.a.events("ana")
+        await make_workout(maker)
+        await maker.close()
+        await eventually(lambda: _is_unloaded(two.a))  # it is in MongoDB now
+        phone, watch = await two.a.events("ana"), await two.b.events("ana", "watch")
+        await join(phone)
+        before = await log_set(phone)  # in Redis alone
+        replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+            replicator.went_away(LOST)
+            assert await sets_of(watch) == set()
+            here = await log_set(watch)
+            assert here["durability"] == "local"
+            flush = AsyncMock(side_effect=LOST)
+            cut_off.setattr(replicator, "_flush", flush)
+            cut_off.delattr(replicator, "_ping")
+            await eventually(lambda: _was_awaited(flush))
+        wanted = {before["set_id"], here["set_id"]}
+        for client in (phone, watch):
+            await eventually(lambda client=client: _is(sets_of(client), wanted))
+
+
+async def _is_unloaded(server: RunningServer) -> bool:
+    return len(server.parts.hub) == 0
+
+
+async def _was_awaited(mock: AsyncMock) -> bool:
+    return mock.await_count > 0
 
 
 async def _degraded(server: RunningServer) -> tuple[int, dict[str, Any]] | None:
