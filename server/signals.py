@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import io
 import logging
 import signal
+from typing import Any
 
 log = logging.getLogger("server")
 
@@ -39,7 +39,18 @@ def end_in_time(limit_s: float = ENDS_WITHIN_S) -> None:
 
 
 def _tell_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    stacks = io.StringIO()
-    for task in asyncio.all_tasks(loop):
-        task.print_stack(file=stacks)
-    log.error("the end takes too long", extra={"waiting": stacks.getvalue()})
+    waiting = {task.get_name(): awaited_by(task) for task in asyncio.all_tasks(loop)}
+    log.error("the end takes too long", extra={"waiting": waiting})
+
+
+def awaited_by(task: asyncio.Task[Any]) -> list[str]:
+    """Where a task waits, from the outside in. Its own `get_stack` knows the outermost place."""
+    places: list[str] = []
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            code = frame.f_code
+            places.append(f"{code.co_filename}:{frame.f_lineno} {code.co_qualname}")
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    return places

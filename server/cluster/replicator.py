@@ -422,11 +422,11 @@ class Replicator:
 
     def release(self, doc: DocName) -> None:
         """Hand out nothing more of this document. What is not known to be in MongoDB is kept until
-        it is."""
+        it is: who opens it again while Redis is away finds it there, or here."""
         hosted = self._hosted.get(doc)
         if hosted is None:
             return
-        if hosted.tail:
+        if hosted.tail or hosted.local:
             self._chore(self._linger(hosted))
         else:
             self._displace(hosted)
@@ -679,8 +679,15 @@ class Replicator:
         if record.pos <= hosted.pos:
             return
         foreign = self._keep(hosted, record)
-        if record.origin != self._origin and not hosted.is_short and self._inlet is not None:
-            self._inlet.foreign(hosted.doc, [foreign])
+        if self._inlet is None:
+            return
+        if record.origin != self._origin:
+            if not hosted.is_short:
+                self._inlet.foreign(hosted.doc, [foreign])
+        elif hosted.local and foreign.awards:
+            # It was judged on its way in. Who put it there may not have heard that it arrived, and
+            # will not have it judged again.
+            self._inlet.awarded(hosted.doc, foreign.awards)
 
     def _keep(self, hosted: _Hosted, record: Record) -> Foreign:
         foreign = foreign_of(open_record(self._sealer, hosted.doc, record), record.pos)
@@ -970,18 +977,18 @@ class Replicator:
     async def _heal_one(self, doc: DocName) -> None:
         """Append what is in the spool, and read what others have appended."""
         hosted = self._hosted.get(doc)
-        is_open = hosted is not None
-        if hosted is None:
-            hosted = _Hosted(doc)
-        else:
-            if hosted.arriving is not None:
-                return  # it is being read
-            await self._subscribe(doc)
+        if hosted is None:  # nobody has it open; it is held until it is in MongoDB all the same
+            hosted = _Hosted(doc, is_behind=True, is_given_up=True)
+            self._place(hosted)
+            self._chore(self._linger(hosted))
+        if hosted.arriving is not None:
+            return  # it is being read
+        await self._subscribe(doc)
         is_up = await self._find_place(hosted)
         if self._memory.is_settling:
             raise Emptied("what others hold is still to come")
         await self._flush(hosted)
-        if not is_open or hosted.is_given_up:
+        if hosted.is_given_up:
             hosted.is_behind = False
             await self._log.announce([doc])
             return

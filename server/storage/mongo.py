@@ -114,6 +114,7 @@ FAILURES_IN_A_ROW, FAILING_FOR_S = 3, 1.0
 """After so many calls that MongoDB did not answer, for so long, others are refused at once for a
 while."""
 FIRST_OPEN_S, LONGEST_OPEN_S = 1.0, 5.0
+CLOSE_TIMEOUT_S = 2.0
 TICK_S = 0.5
 SWEEP_EVERY_S = 10.0
 PURGE_EVERY_S = 3_600.0
@@ -238,7 +239,10 @@ class MongoStore:
             # What stays marked is projected once more at the next start, and nothing else.
             with contextlib.suppress(PyMongoError), pymongo.timeout(PROBE_TIMEOUT_S):
                 await self._unmark()
-        await self._client.close()
+        # The driver says goodbye to the server, and has no end of patience.
+        closing = asyncio.create_task(self._client.close(), name="MongoDB closing")
+        await asyncio.wait([closing], timeout=CLOSE_TIMEOUT_S)
+        await end(closing)
 
     # -- appending --------------------------------------------------------------------------
 

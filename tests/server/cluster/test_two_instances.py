@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 from crdt import ids
+from crdt.ids import DocName
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
 from server.replay.devices import DocumentClient, EventClient
 from tests.helpers.redis_servers import RedisProcess
@@ -418,6 +419,70 @@ async def test_who_opened_without_redis_gets_what_it_missed_though_redis_goes_ag
         wanted = {before["set_id"], here["set_id"]}
         for client in (phone, watch):
             await eventually(lambda client=client: _is(sets_of(client), wanted))
+
+
+async def test_what_was_kept_here_is_shown_here_whatever_becomes_of_redis(
+    tmp_path: Path, redis_process: RedisProcess, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncExitStack() as stack:
+        settings = {"room_idle_timeout_s": 0.3, "embedded_worker": False}
+        two = await started(stack, tmp_path, redis_process, mongo_uri, **settings)
+        maker, watch = await two.b.events("ana"), await two.b.events("ana", "watch")
+        await make_workout(maker)
+        await maker.close()
+        await eventually(lambda: _is_unloaded(two.b))  # it is in MongoDB now
+        replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+        heal_one, gone_again = replicator._heal_one, asyncio.Event()
+
+        async def heal_and_lose(doc: DocName) -> None:
+            await heal_one(doc)
+            monkeypatch.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+            gone_again.set()
+            raise LOST
+
+        monkeypatch.setattr(replicator, "_heal_one", heal_and_lose)
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+            replicator.went_away(LOST)
+            here = await log_set(watch)
+            assert here["durability"] == "local"
+            two.b.parts.hub.outdated(WORKOUT, "gap")  # nobody has joined, so it is closed
+        await gone_again.wait()  # it is in Redis now, and nowhere else
+        assert await sets_of(watch) == {here["set_id"]}
+        monkeypatch.undo()
+        await eventually(lambda: _is_healthy(two.b))
+        assert await sets_of(watch) == {here["set_id"]}
+
+
+async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_answer_was_lost(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = await two.b.events("ana")
+    await make_workout(phone)
+    replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+    append, lost = replicator._log.append, []
+
+    async def append_and_lose(*args: Any, **options: Any) -> int:
+        pos: int = await append(*args, **options)
+        if not lost:
+            lost.append(pos)
+            raise LOST
+        return pos
+
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+        replicator.went_away(LOST)
+        assert (await log_set(phone))["durability"] == "local"
+        cut_off.setattr(replicator._log, "append", append_and_lose)
+        cut_off.delattr(replicator, "_ping")
+        await eventually(lambda: _is_healthy(two.b))
+    assert lost
+    assert await records_of(phone)
+
+
+async def records_of(client: EventClient) -> list[str]:
+    synced = await client.do("workout:sync", {"workout_id": WORKOUT.id})
+    return [one["type"] for one in synced["workout"]["progress"]["ana"]["records"]]
 
 
 async def _is_unloaded(server: RunningServer) -> bool:
