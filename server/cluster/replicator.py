@@ -919,7 +919,10 @@ class Replicator:
                 behind = [hosted.doc for hosted in self._hosted.values() if hosted.is_behind]
                 await self._heal_all({*behind, *self._spool.docs})
             except _NOT_NOW as exc:
-                self._why_away = _explain(exc)
+                if self.is_away:
+                    self._why_away = _explain(exc)
+                else:
+                    self._why_behind = _explain(exc)
             except Exception:
                 log.exception("the shared log cannot be caught up with")
             else:
@@ -932,7 +935,7 @@ class Replicator:
                 delay_s = min(delay_s * 1.5, LAST_RETRY_S)
                 self._wake.set()
             else:
-                delay_s = FIRST_RETRY_S
+                delay_s, self._why_behind = FIRST_RETRY_S, None
 
     async def _watch(self) -> None:
         """Notice within `LOOK_EVERY_S` that Redis was emptied: somebody else may need what is held

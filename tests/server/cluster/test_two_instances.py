@@ -480,6 +480,25 @@ async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_
     assert await records_of(phone)
 
 
+async def test_an_instance_is_well_when_nothing_is_behind_any_more(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_workout(await two.b.events("ana"))
+    replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+    hosted = replicator._hosted[WORKOUT]
+
+    async def close_and_lose(doc: DocName) -> None:
+        hosted.is_behind = False
+        raise LOST
+
+    heal_one = AsyncMock(side_effect=close_and_lose)
+    monkeypatch.setattr(replicator, "_heal_one", heal_one)
+    replicator._wake_later(hosted)
+    await eventually(lambda: _was_awaited(heal_one))
+    assert not replicator.is_away
+    await eventually(lambda: _is_healthy(two.b), timeout_s=5)
+
+
 async def records_of(client: EventClient) -> list[str]:
     synced = await client.do("workout:sync", {"workout_id": WORKOUT.id})
     return [one["type"] for one in synced["workout"]["progress"]["ana"]["records"]]
