@@ -3,7 +3,8 @@
 As many watch one workout's progress over websockets as are in W3's room, and its lifter logs a set
 as often: each makes one value. The clients are in a process of their own on the fleet's core, and
 look at no more of what comes than where one message ends: reading a thousand values would take
-longer than it takes to send them. Every watcher must get every value, in order.
+longer than it takes to send them. One of them reads nothing, which is to cost nobody anything.
+Every other must get every value, in order.
 
 Run by itself (`streams.py PORT PID TOKEN WATCHERS RATE DURATION_S`), it is that process.
 """
@@ -14,6 +15,7 @@ import asyncio
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +137,8 @@ async def run(
     await _log_set(lifter)  # later ones win no records, so values are of one size
     await _until(lambda: all(one.values for one in crowd))
     await asyncio.sleep(SETTLING_S)
+    stalled = crowd.pop()
+    _stop_reading(stalled)
     before = sum(one.values for one in crowd)
     cpu_s, started_s = _cpu_s(pid), loop.time()
     count = int(rate * seconds)
@@ -153,9 +157,16 @@ async def run(
     }
     result |= _fault_in(crowd, delivered, count)
     await lifter.close()
-    for one in crowd:
+    for one in (*crowd, stalled):
         one.transport.abort()
     return result
+
+
+def _stop_reading(watcher: Watcher) -> None:
+    """What the kernel would take in its place is made small."""
+    watcher.transport.pause_reading()
+    sock = watcher.transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
 
 async def _log_set(lifter: EventClient) -> None:

@@ -189,8 +189,9 @@ class Register:
 
     def saw(self, value: Any, connection: int) -> None:
         """A server shows it: what is written there from now on comes after it. One that shows
-        nothing may have heard neither of what was written nor of its removal."""
-        if value is None:
+        nothing may have heard neither of what was written nor of its removal, and one that shows
+        what was written twice, of the first alone."""
+        if value is None or self.written.count(value) != 1:
             return
         self.possible = [
             (known, connection if known == value and c else c) for known, c in self.possible
@@ -527,7 +528,14 @@ class Organiser(Thin):
             elif status in ("active", "paused"):
                 await self.send([self.op("workout:complete", lambda _: here)])
             elif status == "completed":
-                self.status = Register([("completed", self.connection)])
+                # One that is acked as local is taken back if what was there came late.
+                acks = [op.answer for op in self.by_event("workout:complete") if op.answer]
+                is_local = any(ack["durability"] == "local" for ack in acks)
+                self.status = Register(
+                    [("completed", self.connection)],
+                    is_double=is_local,
+                    written=["active", "paused"],
+                )
             else:
                 await asyncio.sleep(0.1)
 

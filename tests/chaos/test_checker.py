@@ -267,6 +267,17 @@ def test_a_server_that_shows_nothing_may_have_heard_of_nothing() -> None:
     assert not register.is_known_at(2)
 
 
+def test_a_server_that_shows_what_was_written_twice_may_have_heard_of_the_first_alone() -> None:
+    register = Register([("coach", 1)])
+    for value in ("spectator", "coach"):
+        register.begin(Op("e", {}, "m"), value)
+        register.settle(1, is_one_server=False)
+    register.saw("coach", 2)
+    register.begin(Op("e", {}, "m"), "participant")
+    register.settle(2, is_one_server=False)
+    assert register.allows("coach")
+
+
 def test_what_was_refused_is_not_possible() -> None:
     register = Register([("old", 1)])
     register.begin(Op("e", {}, "m"), "new")
