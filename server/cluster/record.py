@@ -78,8 +78,12 @@ def with_parts(draft: dict[str, Any], batch: Append, known: int) -> dict[str, An
     return {**draft, "parts": parts}
 
 
+_OF_THE_SPOOL = ("parts", "status_seen", "is_judged")
+
+
 def without_parts(draft: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in draft.items() if name not in ("parts", "status_seen")}
+    """A draft without what it has only as long as it waits in the spool."""
+    return {name: value for name, value in draft.items() if name not in _OF_THE_SPOOL}
 
 
 def without_answers(draft: Mapping[str, Any], repeated: Collection[str]) -> dict[str, Any]:

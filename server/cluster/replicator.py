@@ -618,12 +618,14 @@ class Replicator:
         if batch.creates:
             self.release(hosted.doc)
             raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
-        if by_entry is None:
-            by_entry = [() for _ in batch.entries]
+        is_judged = by_entry is not None
+        by_entry = by_entry or [() for _ in batch.entries]
         stored = mongo_log.stored_at(hosted.pos + hosted.local + 1, by_entry)._replace(
             durability="local"
         )
         draft = mongo_log.draft(batch, by_entry, stored, hosted.listed_at)
+        if is_judged:
+            draft = {**draft, "is_judged": True}
         record = mongo_log.pack(with_parts(draft, batch, hosted.pos))
         await self._spool.append(hosted.doc, self._origin, n, record)
         hosted.local += 1
@@ -1043,7 +1045,9 @@ class Replicator:
                 cleaned = await self._late.cleaned(hosted.doc, found, erasures)
                 has_erased = cleaned is not found
                 draft = dict(found)
-                awards = await self._late.judge(hosted.doc, one.origin, cleaned, hosted.given)
+                awards: Sequence[Award] = ()
+                if "is_judged" not in found:
+                    awards = await self._late.judge(hosted.doc, one.origin, cleaned, hosted.given)
                 if awards:
                     draft["awards"] = [mongo_log.of_award(award) for award in awards]
                 is_whole = await self._late.put(

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 from crdt import ids
+from crdt.errors import Unavailable
 from crdt.ids import DocName
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
 from server.replay.devices import DocumentClient, EventClient
@@ -478,6 +479,29 @@ async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_
         await eventually(lambda: _is_healthy(two.b))
     assert lost
     assert await records_of(phone)
+
+
+async def test_a_set_wins_nothing_later_if_it_may_be_in_the_log_as_one_that_won_nothing(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone, watch = await two.b.events("ana"), await two.a.events("ana", "watch")
+    await make_workout(phone)
+    await join(watch)
+    replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+    append = replicator._log.append
+
+    async def append_and_lose(*args: Any, **options: Any) -> int:
+        await append(*args, **options)
+        monkeypatch.setattr(replicator._log, "append", append)
+        raise LOST
+
+    with monkeypatch.context() as without_books:
+        without_books.setattr(replicator._books, "judge", AsyncMock(side_effect=Unavailable("b")))
+        monkeypatch.setattr(replicator._log, "append", append_and_lose)
+        assert (await log_set(phone))["durability"] == "local"
+    await eventually(lambda: _is_healthy(two.b))
+    assert replicator._spool.count == 0
+    assert await records_of(phone) == await records_of(watch) == []
 
 
 async def test_an_instance_is_well_when_nothing_is_behind_any_more(
