@@ -28,7 +28,6 @@ from crdt.ids import DocName, UserId
 from crdt.ports import Clock
 from crdt.revocations import Revocation
 from server.storage.port import ErasingStore, Erasure
-from server.tasks import heed_cancellation
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,6 @@ class Eraser:
     async def watch(self) -> None:
         """Carry out what is asked for in the store, until cancelled."""
         while True:
-            heed_cancellation()
             delay_s = self._poll_every_s
             try:
                 for found in await self._store.erasures():

@@ -14,10 +14,16 @@ AGAIN_AFTER_S = 0.5
 ATTEMPTS = 6
 
 
-async def end(*tasks: asyncio.Task[Any] | None) -> None:
+async def end(*tasks: asyncio.Task[Any] | None, patience_s: float = 0.0) -> None:
     """Cancel tasks, and wait until they have ended. One that has not heard of it, because a library
-    has swallowed it, is told again; not for ever: a process that ends takes it along."""
+    has swallowed it, is told again; not for ever: a process that ends takes it along.
+
+    Args:
+        patience_s: how long they may take to end by themselves before they are cancelled.
+    """
     running = {task for task in tasks if task is not None and not task.done()}
+    if patience_s and running:
+        _, running = await asyncio.wait(running, timeout=patience_s)
     for _ in range(ATTEMPTS):
         for task in running:
             task.cancel()
@@ -29,7 +35,8 @@ async def end(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 def heed_cancellation() -> None:
-    """At the top of a loop of calls: end it if a driver has lost that it was cancelled.
+    """At the top of a loop of calls that is cancelled once, as a task of a `TaskGroup` is, and not
+    by `end`: stop if a driver has lost that.
 
     Raises:
         asyncio.CancelledError: the task is to end.

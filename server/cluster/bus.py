@@ -158,8 +158,7 @@ class Bus:
             return
         listening, beating = self._tasks
         await end(listening)
-        await asyncio.wait([beating], timeout=2 * PUBLISH_TIMEOUT_S)  # it says goodbye
-        await end(beating)
+        await end(beating, patience_s=2 * PUBLISH_TIMEOUT_S)  # it says goodbye
 
     # -- channels ---------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from crdt.revocations import Revocation
 from server.cluster.connection import AWAY
 from server.cluster.envelope import Malformed, Sealer
 from server.cluster.log import RedisLog
-from server.tasks import end, heed_cancellation
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,6 @@ class ClusterNeighbours:
 
     async def _send(self) -> None:
         while True:
-            heed_cancellation()
             await self._filled.wait()
             batch = [self._queue.popleft() for _ in range(min(AT_ONCE, len(self._queue)))]
             if not self._queue:

@@ -71,7 +71,7 @@ from server.storage import mongo_log
 from server.storage.mongo import Last, MongoStore
 from server.storage.mongo_log import Damaged
 from server.storage.spool import Spool, Spooled
-from server.tasks import end, heed_cancellation
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -910,7 +910,6 @@ class Replicator:
         """Bring what is behind up to date, whenever Redis answers."""
         delay_s = FIRST_RETRY_S
         while True:
-            heed_cancellation()
             await self._wake.wait()
             self._wake.clear()
             try:
@@ -943,7 +942,6 @@ class Replicator:
         """Notice within `LOOK_EVERY_S` that Redis was emptied: somebody else may need what is held
         here, of documents in which nobody writes."""
         while True:
-            heed_cancellation()
             if not self.is_away:
                 with contextlib.suppress(*_NOT_NOW):
                     await self._memory.look()
@@ -1083,7 +1081,6 @@ class Replicator:
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""
         while True:
-            heed_cancellation()
             await self._has_unmoved.wait()
             await asyncio.sleep(ANNOUNCE_EVERY_S)
             docs, self._unmoved = self._unmoved, set()

@@ -23,7 +23,6 @@ from server.health.loop_lag import LoopLag
 from server.health.standings import Change, Standings, worst
 from server.jwks import JwksClient
 from server.storage.port import ServerStore
-from server.tasks import heed_cancellation
 
 if TYPE_CHECKING:
     from server.cluster.store import ClusterStore
@@ -100,7 +99,6 @@ class Health:
             if self._disk is not None:
                 group.create_task(self._disk.watch(), name="disk probe")
             while True:
-                heed_cancellation()
                 await self.probe()
                 await asyncio.sleep(PROBE_INTERVAL_S)
 

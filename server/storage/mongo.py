@@ -84,7 +84,7 @@ from server.storage import (
 from server.storage.mongo_log import Damaged, Head, Record, key
 from server.storage.mongo_records import BookRows
 from server.storage.port import ANSWERS_KEPT_S, Erasure, PersonalRow, StorageError, StoreStats
-from server.tasks import end, heed_cancellation
+from server.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -241,8 +241,7 @@ class MongoStore:
                 await self._unmark()
         # The driver says goodbye to the server, and has no end of patience.
         closing = asyncio.create_task(self._client.close(), name="MongoDB closing")
-        await asyncio.wait([closing], timeout=CLOSE_TIMEOUT_S)
-        await end(closing)
+        await end(closing, patience_s=CLOSE_TIMEOUT_S)
 
     # -- appending --------------------------------------------------------------------------
 
@@ -551,7 +550,6 @@ class MongoStore:
     async def _keep_house(self) -> None:
         swept_at = purged_at = time.monotonic()
         while True:
-            heed_cancellation()
             await asyncio.sleep(TICK_S)
             try:
                 with pymongo.timeout(self._timeout_s):

@@ -43,26 +43,14 @@ HTTP_TIMEOUT_S = 5.0
 DATABASE = "repsync"
 
 PROGRAM = """
-import asyncio, faulthandler, signal, sys
-from server import __main__ as server
+import faulthandler, signal, sys
+from server.__main__ import main
 
 faulthandler.register(signal.SIGUSR2, all_threads=True)
-
-serve = server.serve
-
-def tell():
-    for task in asyncio.all_tasks():
-        task.print_stack(file=sys.stderr)
-    sys.stderr.flush()
-
-async def serve_and_tell(settings):
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
-    return await serve(settings)
-
-server.serve = serve_and_tell
-sys.exit(server.main([]))
+sys.exit(main([]))
 """
-"""A server that writes its tasks into its log when it gets SIGUSR1, its threads at SIGUSR2."""
+"""A server that writes what its threads do into its log when it gets SIGUSR2. What its tasks wait
+for it writes by itself, if it is asked to end and cannot."""
 
 LAST_WORDS_BYTES = 20_000
 
@@ -134,9 +122,8 @@ class Instance:
         """The end of the log, once the process has written there what it is doing."""
         assert self.server.process is not None
         assert self.server.stderr is not None
-        for number in (signal.SIGUSR2, signal.SIGUSR1):
-            self.server.process.send_signal(number)
-            await asyncio.sleep(1)
+        self.server.process.send_signal(signal.SIGUSR2)
+        await asyncio.sleep(1)
         said = Path(self.server.stderr.name).read_bytes()
         return said[-LAST_WORDS_BYTES:].decode(errors="replace")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from crdt import ids
 from crdt.errors import Unavailable
 from crdt.ids import DocName
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
+from server.cluster.replicator import Replicator
 from server.replay.devices import DocumentClient, EventClient
 from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.servers import RunningServer, running_server
@@ -73,6 +74,14 @@ async def started(
 async def two(tmp_path: Path, redis_process: RedisProcess, mongo_uri: str) -> AsyncIterator[Two]:
     async with AsyncExitStack() as stack:
         yield await started(stack, tmp_path, redis_process, mongo_uri, room_idle_timeout_s=0.3)
+
+
+@pytest.fixture
+async def lazy(tmp_path: Path, redis_process: RedisProcess, mongo_uri: str) -> AsyncIterator[Two]:
+    """Two servers that move to MongoDB only what nobody has open any more."""
+    settings = {"room_idle_timeout_s": 0.3, "embedded_worker": False}
+    async with AsyncExitStack() as stack:
+        yield await started(stack, tmp_path, redis_process, mongo_uri, **settings)
 
 
 async def eventually(check: Any, timeout_s: float = DEADLINE_S) -> Any:
@@ -394,65 +403,50 @@ async def test_with_redis_gone_edits_are_kept_here_and_reach_everybody_when_it_i
 
 
 async def test_who_opened_without_redis_gets_what_it_missed_though_redis_goes_again_meanwhile(
-    tmp_path: Path, redis_process: RedisProcess, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+    lazy: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with AsyncExitStack() as stack:
-        settings = {"room_idle_timeout_s": 0.3, "embedded_worker": False}
-        two = await started(stack, tmp_path, redis_process, mongo_uri, **settings)
-        maker = await two.a.events("ana")
-        await make_workout(maker)
-        await maker.close()
-        await eventually(lambda: _is_unloaded(two.a))  # it is in MongoDB now
-        phone, watch = await two.a.events("ana"), await two.b.events("ana", "watch")
-        await join(phone)
-        before = await log_set(phone)  # in Redis alone
-        replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
-        with monkeypatch.context() as cut_off:
-            cut_off.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
-            replicator.went_away(LOST)
-            assert await sets_of(watch) == set()
-            here = await log_set(watch)
-            assert here["durability"] == "local"
-            flush = AsyncMock(side_effect=LOST)
-            cut_off.setattr(replicator, "_flush", flush)
-            cut_off.delattr(replicator, "_ping")
-            await eventually(lambda: _was_awaited(flush))
-        wanted = {before["set_id"], here["set_id"]}
-        for client in (phone, watch):
-            await eventually(lambda client=client: _is(sets_of(client), wanted))
+    await make_workout_and_leave(lazy.a)
+    phone, watch = await lazy.a.events("ana"), await lazy.b.events("ana", "watch")
+    await join(phone)
+    before = await log_set(phone)  # in Redis alone
+    replicator = replicator_of(lazy.b)
+    with cut_off(replicator, monkeypatch) as patched:
+        assert await sets_of(watch) == set()
+        here = await log_set(watch)
+        assert here["durability"] == "local"
+        flush = AsyncMock(side_effect=LOST)
+        patched.setattr(replicator, "_flush", flush)
+        patched.delattr(replicator, "_ping")
+        await eventually(lambda: _was_awaited(flush))
+    wanted = {before["set_id"], here["set_id"]}
+    for client in (phone, watch):
+        await eventually(lambda client=client: _is(sets_of(client), wanted))
 
 
 async def test_what_was_kept_here_is_shown_here_whatever_becomes_of_redis(
-    tmp_path: Path, redis_process: RedisProcess, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+    lazy: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with AsyncExitStack() as stack:
-        settings = {"room_idle_timeout_s": 0.3, "embedded_worker": False}
-        two = await started(stack, tmp_path, redis_process, mongo_uri, **settings)
-        maker, watch = await two.b.events("ana"), await two.b.events("ana", "watch")
-        await make_workout(maker)
-        await maker.close()
-        await eventually(lambda: _is_unloaded(two.b))  # it is in MongoDB now
-        replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
-        heal_one, gone_again = replicator._heal_one, asyncio.Event()
+    await make_workout_and_leave(lazy.b)
+    watch = await lazy.b.events("ana", "watch")
+    replicator = replicator_of(lazy.b)
+    heal_one, gone_again = replicator._heal_one, asyncio.Event()
 
-        async def heal_and_lose(doc: DocName) -> None:
-            await heal_one(doc)
-            monkeypatch.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
-            gone_again.set()
-            raise LOST
+    async def heal_and_lose(doc: DocName) -> None:
+        await heal_one(doc)
+        monkeypatch.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+        gone_again.set()
+        raise LOST
 
-        monkeypatch.setattr(replicator, "_heal_one", heal_and_lose)
-        with monkeypatch.context() as cut_off:
-            cut_off.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
-            replicator.went_away(LOST)
-            here = await log_set(watch)
-            assert here["durability"] == "local"
-            two.b.parts.hub.outdated(WORKOUT, "gap")  # nobody has joined, so it is closed
-        await gone_again.wait()  # it is in Redis now, and nowhere else
-        assert await sets_of(watch) == {here["set_id"]}
-        monkeypatch.undo()
-        await eventually(lambda: _is_healthy(two.b))
-        assert await sets_of(watch) == {here["set_id"]}
+    monkeypatch.setattr(replicator, "_heal_one", heal_and_lose)
+    with cut_off(replicator, monkeypatch):
+        here = await log_set(watch)
+        assert here["durability"] == "local"
+        lazy.b.parts.hub.outdated(WORKOUT, "gap")  # nobody has joined, so it is closed
+    await gone_again.wait()  # it is in Redis now, and nowhere else
+    assert await sets_of(watch) == {here["set_id"]}
+    monkeypatch.undo()
+    await eventually(lambda: _is_healthy(lazy.b))
+    assert await sets_of(watch) == {here["set_id"]}
 
 
 async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_answer_was_lost(
@@ -460,7 +454,7 @@ async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_
 ) -> None:
     phone = await two.b.events("ana")
     await make_workout(phone)
-    replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+    replicator = replicator_of(two.b)
     append, lost = replicator._log.append, []
 
     async def append_and_lose(*args: Any, **options: Any) -> int:
@@ -470,12 +464,10 @@ async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_
             raise LOST
         return pos
 
-    with monkeypatch.context() as cut_off:
-        cut_off.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
-        replicator.went_away(LOST)
+    with cut_off(replicator, monkeypatch) as patched:
         assert (await log_set(phone))["durability"] == "local"
-        cut_off.setattr(replicator._log, "append", append_and_lose)
-        cut_off.delattr(replicator, "_ping")
+        patched.setattr(replicator._log, "append", append_and_lose)
+        patched.delattr(replicator, "_ping")
         await eventually(lambda: _is_healthy(two.b))
     assert lost
     assert await records_of(phone)
@@ -487,7 +479,7 @@ async def test_a_set_wins_nothing_later_if_it_may_be_in_the_log_as_one_that_won_
     phone, watch = await two.b.events("ana"), await two.a.events("ana", "watch")
     await make_workout(phone)
     await join(watch)
-    replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+    replicator = replicator_of(two.b)
     append = replicator._log.append
 
     async def append_and_lose(*args: Any, **options: Any) -> int:
@@ -508,7 +500,7 @@ async def test_an_instance_is_well_when_nothing_is_behind_any_more(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_workout(await two.b.events("ana"))
-    replicator = two.b.parts.cluster._replicator  # type: ignore[union-attr]
+    replicator = replicator_of(two.b)
     hosted = replicator._hosted[WORKOUT]
 
     async def close_and_lose(doc: DocName) -> None:
@@ -521,6 +513,30 @@ async def test_an_instance_is_well_when_nothing_is_behind_any_more(
     await eventually(lambda: _was_awaited(heal_one))
     assert not replicator.is_away
     await eventually(lambda: _is_healthy(two.b), timeout_s=5)
+
+
+def replicator_of(server: RunningServer) -> Replicator:
+    assert server.parts.cluster is not None
+    return server.parts.cluster._replicator
+
+
+@contextmanager
+def cut_off(
+    replicator: Replicator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.MonkeyPatch]:
+    """For it Redis is away, until `_ping` is what it was: at the end of the block at the latest."""
+    with monkeypatch.context() as patched:
+        patched.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+        replicator.went_away(LOST)
+        yield patched
+
+
+async def make_workout_and_leave(server: RunningServer) -> None:
+    """It is in MongoDB then, and nobody has it open."""
+    maker = await server.events("ana")
+    await make_workout(maker)
+    await maker.close()
+    await eventually(lambda: _is_unloaded(server))
 
 
 async def records_of(client: EventClient) -> list[str]:
