@@ -58,7 +58,8 @@ from crdt.room import ERASE, NOWHERE, Batch, Change, Room
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
-CLOSE_TIMEOUT_S = 5.0
+QUIESCE_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 3.0
 COMPACTION_ATTEMPTS = 10
 MAX_DAMAGED = 1_000
 
@@ -875,19 +876,31 @@ class RoomHub:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Let every append that is under way finish, and forget all rooms.
+    async def quiesce(self, timeout_s: float = QUIESCE_TIMEOUT_S) -> None:
+        """Let every append that is under way finish and be answered; members stay.
 
         Changes that come from now on are refused with `unavailable`. What the store has not said
         in time is not waited for: it was not acked.
         """
+        self._is_closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._answer_all()
+
+    async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Let every append that is under way finish, put away what only a shared log has, and
+        forget all rooms.
+
+        What is not put away in time is in the shared log still, for the other instances and the
+        workers.
+        """
         if self._is_closing and not self._rooms:
             return
         self._is_closing = True
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline_s):
-                await self._finish()
+            async with asyncio.timeout(timeout_s):
+                await self._answer_all()
+                await self._persist_all()
         for chore in self._chores:
             chore.cancel()
         for live in self._rooms.values():
@@ -895,12 +908,14 @@ class RoomHub:
                 live.idle.cancel()
         self._rooms.clear()
 
-    async def _finish(self) -> None:
+    async def _answer_all(self) -> None:
         while appends := [live.append for live in self._rooms.values() if live.append]:
             futures = [append for append in appends if isinstance(append, asyncio.Future)]
             if futures:
                 await asyncio.wait(futures)
             await asyncio.sleep(0)  # they start, or their outcomes are dealt with
+
+    async def _persist_all(self) -> None:
         for name in self._rooms:
             self._chore(self._persist(name))
         if self._chores:

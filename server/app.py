@@ -243,11 +243,12 @@ async def _drain(app: web.Application) -> None:
     parts.sockets.drain()
     parts.gateway.announce_end()
     parts.streams.close()
-    await asyncio.gather(parts.viewers.drain(), parts.hub.close())
+    await asyncio.gather(parts.viewers.drain(), parts.hub.quiesce())
+    # Before the rooms are put away, which may take a while: nobody can edit here any more.
     await parts.sockets.close_all()
+    await parts.hub.close()
 
 
 async def _close(app: web.Application) -> None:
     parts = app[PARTS]
-    await parts.hub.close()
     await parts.store.close()

@@ -696,6 +696,22 @@ async def test_closing_waits_for_an_append_whose_caller_gave_up() -> None:
     await closing
 
 
+async def test_a_quiet_hub_has_answered_what_was_under_way_and_takes_nothing_more(
+    bench: Bench,
+) -> None:
+    gate = bench.store.hold("append")
+    waiting = await bench.submit((await peer_of(bench)).set("s"))
+    quiet = asyncio.ensure_future(bench.hub.quiesce())
+    await idle()
+    assert not quiet.done()
+    with pytest.raises(Unavailable):
+        await bench.submit((await peer_of(bench)).set("t"))
+    gate.set()
+    await quiet
+    assert waiting.result().seq == 2
+    assert len(bench.hub) == 1  # its members are still there
+
+
 async def test_closing_an_idle_hub_takes_no_time(bench: Bench) -> None:
     await bench.hub.close()
     await bench.hub.close()

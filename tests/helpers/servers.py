@@ -31,6 +31,7 @@ class RunningServer:
     url: str
     parts: Parts
     folder: Path
+    app: web.Application
     clients: list[Any] = field(default_factory=list)
 
     def token(self, user_id: str, **claims: Any) -> str:
@@ -61,7 +62,8 @@ async def running_server(folder: Path, **settings: Any) -> AsyncIterator[Running
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    server = RunningServer(f"http://127.0.0.1:{runner.addresses[0][1]}", app[PARTS], folder)
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    server = RunningServer(url, app[PARTS], folder, app)
     try:
         yield server
     finally:

@@ -561,6 +561,26 @@ async def _is_healthy(server: RunningServer) -> bool:
     return (await health(server))[0] == 200
 
 
+async def test_an_instance_that_ends_lets_its_clients_go_before_it_puts_the_rooms_away(
+    lazy: Two,
+) -> None:
+    phone = await lazy.a.events("ana")
+    await make_workout(phone)
+    cluster = lazy.a.parts.cluster
+    assert cluster is not None
+    put_away = cluster.persist
+    connected: list[int] = []
+
+    async def persist(doc: DocName) -> None:
+        connected.append(lazy.a.parts.sockets.connection_count)
+        await put_away(doc)
+
+    setattr(cluster, "persist", persist)  # noqa: B010 - a method
+    await lazy.a.app.shutdown()
+    assert connected == [0]
+    assert await sets_of(await lazy.b.events("ana")) == set()
+
+
 async def test_a_redis_that_has_lost_everything_gets_it_back(two: Two) -> None:
     phone = await two.a.events("ana")
     await make_workout(phone)
