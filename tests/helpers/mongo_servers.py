@@ -22,6 +22,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from server.storage.mongo import MongoStore
+from tests.helpers.ports import free_port
 
 START_TIMEOUT_S = 30.0
 GIVEN = "REPSYNC_TEST_MONGODB_URI"
@@ -54,12 +55,6 @@ def demand_nx() -> None:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @dataclass

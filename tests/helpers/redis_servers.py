@@ -18,7 +18,7 @@ import pytest
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis
 
-from tests.helpers.mongo_servers import free_port
+from tests.helpers.ports import free_port
 
 START_TIMEOUT_S = 30.0
 
@@ -149,7 +149,7 @@ class ClusterProcesses:
         """Start it, and wait until all of it serves."""
         for name in ("first", "second"):
             # Nodes talk to each other at the port 10,000 above.
-            port = next(port for port in iter(free_port, 0) if port + 10_000 < 65_536)
+            port = free_port(also_above=10_000)
             options = ("--cluster-enabled", "yes")
             self.nodes.append(RedisProcess(self.folder / name, port, options).start())
         for epoch, (node, slots) in enumerate(

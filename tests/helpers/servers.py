@@ -20,6 +20,7 @@ from server.app import PARTS, Parts, create_app
 from server.http_rules import make_runner
 from server.replay.devices import DocumentClient, EventClient
 from server.settings import Settings
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +79,7 @@ class ServerProcess:
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
-    port: int = 0
+    port: int = field(default_factory=free_port)
     process: asyncio.subprocess.Process | None = None
     greeting: list[str] = field(default_factory=list)
     stderr: IO[bytes] | None = None
@@ -90,7 +91,7 @@ class ServerProcess:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> ServerProcess:
-        """Start it and wait until it serves; a second start uses the port of the first."""
+        """Start it and wait until it serves, on the same port each time."""
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             *self.program,

@@ -30,7 +30,8 @@ from server.doctor.finding import FAIL, OK, WARNING, Finding, within
 from server.settings import Settings
 from server.storage.mongo import client_of
 from tests.helpers.key_servers import key_server
-from tests.helpers.mongo_servers import MongoProcess, free_port
+from tests.helpers.mongo_servers import MongoProcess
+from tests.helpers.ports import free_port
 from tests.helpers.redis_servers import ClusterProcesses, RedisProcess, SentinelProcess
 from tests.helpers.servers import running_server
 from tests.helpers.tokens import SECRET, signed

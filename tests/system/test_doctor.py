@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mongo_servers import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.servers import ROOT, ServerProcess, clean_env
 from tests.helpers.tokens import SECRET, signed
 

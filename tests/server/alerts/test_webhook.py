@@ -14,7 +14,7 @@ import pytest
 
 from server.alerts import webhook
 from server.alerts.webhook import MAX_AGE_S, MAX_WAITING, Webhook
-from tests.helpers.mongo_servers import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.receivers import Receiver, receiving
 from tests.helpers.rooms import until
 from tests.helpers.tickers import Ticker
