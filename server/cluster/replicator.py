@@ -845,6 +845,11 @@ class Replicator:
             hosted.persisted = upto
             self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
 
+    def document_at(self, channel: str) -> DocName | None:
+        """The document that a channel is about, if it is in memory here, or still held."""
+        hosted = self._channels.get(channel)
+        return None if hosted is None else hosted.doc
+
     def holds(self, doc: DocName) -> bool:
         """Whether some of a document may not be in MongoDB, as far as is known here."""
         hosted = self._hosted.get(doc)
@@ -857,7 +862,8 @@ class Replicator:
             await self._fill_in(hosted)
 
     async def persist(self, doc: DocName) -> None:
-        """See to it that all of a document that is here is in MongoDB.
+        """See to it that all of a document that is here now is in MongoDB. What others append
+        meanwhile, as they may all the time, is for them to put there.
 
         Raises:
             Unavailable: it cannot be done now.
@@ -866,6 +872,7 @@ class Replicator:
         hosted = self._hosted.get(doc)
         if hosted is None:
             return
+        epoch, upto = hosted.epoch, hosted.pos
         if hosted.local or hosted.is_behind or self.is_away:
             raise Unavailable("the shared log is away", retry_after_ms=1_000)
         try:
@@ -874,8 +881,11 @@ class Replicator:
             self.went_away(exc)
             raise Unavailable("the shared log is away", retry_after_ms=1_000) from exc
         deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
-        while hosted.tail and self._hosted.get(doc) is hosted:  # until the channel has told us
-            if time.monotonic() > deadline_s:
+        while self._hosted.get(doc) is hosted:  # until the channel has told us
+            is_same = hosted.epoch == epoch
+            if is_same and not any(held.pos <= upto for held in hosted.tail):
+                return
+            if not is_same or time.monotonic() > deadline_s:
                 raise Unavailable("the database is behind", retry_after_ms=1_000)
             await asyncio.sleep(NOTICE_TIMEOUT_S / 50)
 

@@ -139,7 +139,6 @@ class ClusterStore:
             if embedded_worker
             else None
         )
-        self._docs: dict[str, DocName | None] = {}
         self._no_seed_before_s = self._no_answer_before_s = 0.0
         self._working: asyncio.Task[None] | None = None
         self._here: Here | None = None
@@ -168,7 +167,6 @@ class ClusterStore:
     async def begin(self, hub: RoomHub, here: Here) -> None:
         """Take part: from now on others are heard, and what was left in the spool is appended."""
         self._here = here
-        self._docs[self._log.channel(None)] = None
         self.neighbours.open(hub, here)
         self._replicator.open(hub)
         await self._bus.open()
@@ -194,8 +192,10 @@ class ClusterStore:
             kind = parts[1]
             if kind == b"u":
                 self._replicator.heard(channel, unpack_update(data))
-            elif kind == b"n" and channel in self._docs:
-                self.neighbours.heard(channel, self._docs[channel], parts[2])
+            elif kind == b"n" and channel == self._log.channel(None):
+                self.neighbours.heard(channel, None, parts[2])
+            elif kind == b"n" and (doc := self._replicator.document_at(channel)) is not None:
+                self.neighbours.heard(channel, doc, parts[2])
         except (Malformed, ValueError, TypeError, IndexError, msgpack.UnpackException) as exc:
             log.error("a message is malformed", extra={"channel": channel, "cause": str(exc)})
 
@@ -243,14 +243,11 @@ class ClusterStore:
     async def load(self, doc: DocName) -> Loaded | None:
         loaded = await self._replicator.load(doc)
         if loaded is not None:
-            self._docs[self._log.channel(doc)] = doc
             self.neighbours.opened(doc)
         return loaded
 
     async def append(self, batch: Append) -> Stored:
         stored = await self._replicator.append(batch)
-        if batch.creates:
-            self._docs[self._log.channel(batch.doc)] = batch.doc
         if batch.creates or batch.summary or any(entry.members for entry in batch.entries):
             await self._mark_unlisted(batch)
         return stored
@@ -265,7 +262,6 @@ class ClusterStore:
         await self._replicator.persist(doc)
 
     def release(self, doc: DocName) -> None:
-        self._docs.pop(self._log.channel(doc), None)
         self._replicator.release(doc)
 
     async def compact(self, doc: DocName, snapshot: bytes, upto: int, base: int) -> bool:

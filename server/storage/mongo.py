@@ -301,7 +301,7 @@ class MongoStore:
         only_id = {"_id": True}
         return (
             await self._db["documents"].find_one({"_id": doc}, only_id) is not None
-            or await self._log.find_one({"doc": doc}, only_id) is not None
+            or await self._log.find_one(_of(doc), only_id) is not None
             or await mongo_personal.demand_not_buried(self._db, doc)
         )
 
@@ -316,7 +316,7 @@ class MongoStore:
             return known.head
         last = await self._last_record(doc)
         if last is not None:
-            await self._sweep({"doc": doc})
+            await self._sweep(_of(doc))
         row = await self._db["documents"].find_one({"_id": doc}, _ROW_OF_LOG)
         if row is None:
             await mongo_personal.demand_not_buried(self._db, doc)
@@ -325,7 +325,7 @@ class MongoStore:
 
     async def _last_record(self, doc: str) -> Record | None:
         shown = {"pos": True, "seq": True, "listed_at": True, "by": True}
-        return await self._log.find_one({"doc": doc}, shown, sort=[("pos", -1)])
+        return await self._log.find_one(_of(doc), shown, sort=[("pos", -1)])
 
     def _remember(self, doc: str, head: Head) -> Head:
         if len(self._heads) >= MAX_KNOWN:
@@ -477,7 +477,7 @@ class MongoStore:
             Unavailable: the database cannot say.
         """
         with self._telling("read"):
-            which = {"doc": str(doc), "pos": {"$in": list(places)}}
+            which = _of(str(doc), pos={"$in": list(places)})
             found = self._log.find(which, {"pos": True, "by": True})
             return {int(row["pos"]): _append_of(row) async for row in found}
 
@@ -581,12 +581,12 @@ class MongoStore:
         row = await self._db["documents"].find_one({"_id": doc})
         if row is None:
             # Maybe its first record has not been projected.
-            await self._sweep({"doc": doc})
+            await self._sweep(_of(doc))
             row = await self._db["documents"].find_one({"_id": doc})
         if row is None:
             return None
         pos, seq = row["snapshot_pos"], row["snapshot_seq"]
-        found = self._log.find({"doc": doc, "pos": {"$gt": pos}}, sort=[("pos", 1)])
+        found = self._log.find(_of(doc, pos={"$gt": pos}), sort=[("pos", 1)])
         records = await found.to_list()
         updates = []
         for record in records:
@@ -715,12 +715,12 @@ class MongoStore:
             return False
         # The record that brought this update; those behind it that brought none may be under way.
         last = await self._log.find_one(
-            {"doc": doc, "pos": {"$gt": row["snapshot_pos"]}, "seq": upto}, sort=[("pos", 1)]
+            _of(doc, pos={"$gt": row["snapshot_pos"]}, seq=upto), sort=[("pos", 1)]
         )
         if last is None:
             return False
         # Who opens the document reads on behind the snapshot, and what it covers is stripped.
-        await self._sweep({"doc": doc, "pos": {"$lte": last["pos"]}})
+        await self._sweep(_of(doc, pos={"$lte": last["pos"]}))
         id_ = str(ObjectId())
         sizes = range(0, max(len(snapshot), 1), SNAPSHOT_PART_BYTES)
         await self._db["snapshots"].insert_many(
@@ -751,7 +751,7 @@ class MongoStore:
             # Older ones only: who comes next with a snapshot may have begun to write it.
             await self._db["snapshots"].delete_many({"doc": doc, "seq": {"$lt": upto}})
             await self._log.update_many(
-                {"doc": doc, "pos": {"$lte": last["pos"]}, "expires_ms": {"$exists": False}},
+                _of(doc, pos={"$lte": last["pos"]}, expires_ms={"$exists": False}),
                 {
                     "$unset": dict.fromkeys(mongo_log.BODY, ""),
                     "$set": {"expires_ms": now_ms() + ANSWERS_KEPT_S * 1_000},
@@ -866,7 +866,7 @@ class MongoStore:
         name = str(doc)
         async with self._locks.hold(name):
             with self._telling("written"):
-                await self._sweep({"doc": name})
+                await self._sweep(_of(name))
                 return await mongo_personal.forget_in(self._db, name, user_id)
 
     async def forget(self, user_id: UserId) -> Counter[str]:
@@ -983,6 +983,15 @@ def now_ms() -> int:
 
 _BESIDE = ("members", "awards", "client_ids", "removed_exercises")
 _ROW_OF_LOG = {"listed_at": True, "snapshot_seq": True, "snapshot_pos": True}
+
+
+def _of(doc: str, **more: Any) -> Record:
+    """A query for records of a document.
+
+    `$eq` is what a bare value means, said so that the index (doc, pos) serves it on stand-ins for
+    MongoDB, too, which would look through all records for lists that contain the bare one.
+    """
+    return {"doc": {"$eq": doc}, **more}
 
 
 def _append_of(record: Record) -> tuple[str, int]:

@@ -449,6 +449,23 @@ async def test_what_was_kept_here_is_shown_here_whatever_becomes_of_redis(
     assert await sets_of(watch) == {here["set_id"]}
 
 
+async def test_what_was_kept_here_is_let_go_when_it_lasts_though_nobody_opens_it_again(
+    lazy: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_workout_and_leave(lazy.b)
+    watch = await lazy.b.events("ana", "watch")
+    replicator = replicator_of(lazy.b)
+    with cut_off(replicator, monkeypatch):
+        here = await log_set(watch)
+        lazy.b.parts.hub.outdated(WORKOUT, "gap")  # nobody has joined, so it is closed
+
+    async def is_let_go() -> bool:
+        return (replicator.hosted_count, replicator.tails_bytes) == (0, 0)
+
+    await eventually(is_let_go)
+    assert await sets_of(watch) == {here["set_id"]}
+
+
 async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_answer_was_lost(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -621,6 +638,35 @@ async def test_nothing_is_left_in_redis_when_the_rooms_are_empty(two: Two) -> No
     again = await two.b.events("ana")
     assert len(await sets_of(again)) == 1
     assert (await log_set(again))["durability"] == "cluster"
+
+
+async def test_a_room_that_is_busy_elsewhere_is_let_go_where_nobody_is_in_it(two: Two) -> None:
+    phone, watch = await two.a.events("ana"), await two.b.events("ana", "watch")
+    await make_workout(phone)
+    await join(watch)
+    laptop = await two.b.document("ana", WORKOUT)
+    is_over = False
+
+    async def is_let_go() -> bool:
+        async with Redis.from_url(two.redis.url) as redis:
+            names = await redis.pubsub_channels(f"{two.prefix}:*")
+            rooms = [name for name in names if b"workout" in name]
+            return [count for _, count in await redis.pubsub_numsub(*rooms)] == [1]
+
+    async def train() -> None:
+        number = 0
+        while not is_over:
+            laptop.map("meta")["title"] = f"Leg day {(number := number + 1)}"
+            await asyncio.sleep(0.005)
+
+    training = asyncio.create_task(train())
+    try:
+        await phone.close()
+        await eventually(is_let_go)
+    finally:
+        is_over = True
+        await training
+    assert len(two.b.parts.hub) == 1
 
 
 # -- streams ------------------------------------------------------------------------------------
