@@ -1,17 +1,17 @@
-"""What this instance has of the shared log: the documents that it hosts, and the way in and out.
+"""The way into the shared log, and out of it: documents are opened, appended to, and let go.
 
-**What is promised.** What others append comes to the `Inlet` in the order of the log, without a gap
-and once; what cannot be filled in is said (`outdated`), and the room is read again. An append is in
-the shared log when it returns, or, while that is away or slow, on this instance's disk: then it is
-appended later, as the same one (`origin` and `n`), and nothing of the document overtakes it.
+**What is promised.** An append is in the shared log when it returns, or, while that is away or
+slow, on this instance's disk: then it is appended later (`healing`), as the same one (`origin` and
+`n`), and nothing of the document overtakes it. What others append comes to the `Inlet`
+(`following`).
 
-**Who owns what.** For each hosted document this owns where we stand in its log, and the *tail*: the
-records that are not known to be in MongoDB. A Redis that has lost them gets them from here. A lock
-for each document orders appending, reading on and healing; what the channel brings comes between.
+**Who owns what.** For each document that is in memory here there is a `Hosted` (`hosted`): where we
+stand in its log, and the *tail*, the records that are not known to be in MongoDB. A Redis that has
+lost them gets them from here.
 
 **What fails.** Redis away or slow: `local` durability, for all documents, until it answers fast
-again. MongoDB away: the tail grows up to a limit, then changes are `Unavailable`. A record
-that cannot be read: its document is read again, and is `Unavailable` if that does not help.
+again (`outage`). MongoDB away: the tail grows up to a limit, then changes are `Unavailable`. A
+record that cannot be read: its document is read again, and is `Unavailable` if that does not help.
 """
 
 from __future__ import annotations
@@ -21,13 +21,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from collections.abc import Sequence
+from dataclasses import replace
 
 from crdt.errors import (
     Conflict,
@@ -38,14 +33,22 @@ from crdt.errors import (
     Unavailable,
 )
 from crdt.ids import DocName
-from crdt.ports import Answer, Append, Awards, Entry, Foreign, Inlet, Loaded, Stored
+from crdt.ports import Answer, Append, Entry, Inlet, Loaded, Stored
 from crdt.records import Award
-from crdt.revocations import Revocation
-from server.breaker import BreakerState
 from server.cluster.books import Books
-from server.cluster.bus import Bus, explain
+from server.cluster.bus import Bus
 from server.cluster.connection import AWAY
-from server.cluster.envelope import Sealer, Update
+from server.cluster.envelope import Sealer
+from server.cluster.following import (
+    APPEND_TIMEOUT_S,
+    EPOCH_STRIDE,
+    DatabaseAway,
+    Following,
+    prizes,
+    record_of,
+)
+from server.cluster.healing import Healing
+from server.cluster.hosted import Held, Hosted, Hosts
 from server.cluster.late import Late
 from server.cluster.log import (
     EpochChanged,
@@ -57,8 +60,9 @@ from server.cluster.log import (
     Repeated,
     Unfounded,
 )
-from server.cluster.memory import LOOK_EVERY_S, Emptied, RedisMemory
+from server.cluster.memory import RedisMemory
 from server.cluster.mover import Mover
+from server.cluster.outage import Outage
 from server.cluster.record import (
     answers_in,
     foreign_of,
@@ -68,94 +72,27 @@ from server.cluster.record import (
     with_records,
 )
 from server.storage import mongo_log
-from server.storage.mongo import Last, MongoStore
+from server.storage.mongo import MongoStore
 from server.storage.mongo_log import Damaged
 from server.storage.spool import Spool, Spooled
-from server.tasks import end
+from server.tasks import Chores, end
 
 log = logging.getLogger(__name__)
 
-EPOCH_STRIDE = 100_000
-"""How far a new epoch's positions are from MongoDB's last: more than may be on their way there, so
-that who writes there late, from an old epoch, meets none of the new one's."""
-
-APPEND_TIMEOUT_S = 0.25
-"""Longer than this no caller waits for Redis."""
-SLOW_S = 0.1
-"""Redis is back when it answers faster than this."""
-HEAL_TIMEOUT_S = 5.0
-FIRST_RETRY_S, LAST_RETRY_S = 0.1, 1.0
+LINGER_S = 1.0
+"""How often it is tried to let go of what nobody has open, but MongoDB may not have."""
 ANNOUNCE_EVERY_S = 0.2
 LOAD_ATTEMPTS = 5
 NOTICE_TIMEOUT_S = 1.0
-HEALED_AT_ONCE = 16
 
 MAX_TAIL_SHARE = 16
 """One document may have a sixteenth of what all together may have in the shared log alone."""
 
-
-_NOT_NOW: tuple[type[Exception], ...] = (*AWAY, Unavailable)
 _UNDECIDED: tuple[type[Exception], ...] = (*AWAY, Unfounded, EpochChanged)
 
 
 ByEntry = Sequence[Sequence[Award]]
 """The awards that each entry of an append wins."""
-
-
-class DatabaseAway(Unavailable):
-    """MongoDB cannot say where a log goes on."""
-
-
-@contextmanager
-def _asking_the_database() -> Iterator[None]:
-    """Raises DatabaseAway where the block would raise Unavailable."""
-    try:
-        yield
-    except Unavailable as exc:
-        raise DatabaseAway("the database is away", retry_after_ms=1_000) from exc
-
-
-class _Held(NamedTuple):
-    """A record that is not known to be in MongoDB."""
-
-    pos: int
-    origin: str
-    n: int
-    data: bytes
-
-
-@dataclass(slots=True)
-class _Hosted:
-    """Where we stand in one document's log."""
-
-    doc: DocName
-    epoch: str | None = None
-    """None as long as Redis has not told."""
-    pos: int = 0
-    """The last position that the room has got, or that is our own."""
-    persisted: int = 0
-    """Up to where it is known to be in MongoDB, in this epoch."""
-    listed_at: int = 0
-    local: int = 0
-    """How many of its records are in the spool."""
-    given: set[tuple[str, str]] = field(default_factory=set)
-    """(set id, type) of the records that sets have won here."""
-    answers: dict[str, bytes] = field(default_factory=dict)
-    """Those of the records in the spool."""
-    tail: deque[_Held] = field(default_factory=deque)
-    tail_bytes: int = 0
-    is_unsure: bool = False
-    """The channel may have left something out: until it is read, what is said of our positions
-    may be of others' records."""
-    is_behind: bool = False
-    """Redis was away: what is appended goes to the spool until this is healed."""
-    is_short: bool = False
-    """The room lacks something of what stands before `pos`: it hears of nothing more, and is to be
-    read again as soon as the spool is empty, and all others have given back what they hold."""
-    is_given_up: bool = False
-    """The room lacks something of what stands before `pos`, and is being read again."""
-    arriving: list[Update] | None = None
-    """What the channel brings while the document is being read."""
 
 
 class Replicator:
@@ -188,98 +125,92 @@ class Replicator:
         self._sealer = sealer
         self._origin = origin
         self._max_tails_bytes = max_tails_bytes
-        self._memory = RedisMemory(redis_log, store.is_empty, self.went_away)
-        self._late = Late(redis_log, books, store, self._memory, sealer)
-        self._inlet: Inlet | None = None
-        self._hosted: dict[DocName, _Hosted] = {}
-        self._channels: dict[str, _Hosted] = {}
-        self._locks: WeakValueDictionary[DocName, asyncio.Lock] = WeakValueDictionary()
+        self._hosts = Hosts(redis_log.channel)
+        self.outage = outage = Outage(self._hosts)
+        self._memory = memory = RedisMemory(redis_log, store.is_empty, outage.went_away)
+        late = Late(redis_log, books, store, memory, sealer)
+        self.following = Following(
+            redis_log,
+            books,
+            store,
+            mover,
+            memory,
+            late,
+            sealer,
+            self._hosts,
+            outage,
+            origin=origin,
+            on_appended=self._mark_unmoved,
+        )
+        self.healing = Healing(
+            redis_log,
+            store,
+            spool,
+            memory,
+            late,
+            sealer,
+            self._hosts,
+            outage,
+            self.following,
+            subscribe=self._subscribe,
+            keep=self._keep_until_it_lasts,
+        )
         self._numbers = itertools.count(1)
-        self._tails_bytes = 0
-        self._away_since: float | None = None
-        self._why_away: str | None = None
-        self._why_behind: str | None = None
-        """Why some documents are not up with their logs, though Redis answers."""
-        self._is_healing = False
         self._unmoved: set[DocName] = set()
         """Written to since the workers were told last."""
         self._has_unmoved = asyncio.Event()
-        self._wake = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
         self._announcing: asyncio.Task[None] | None = None
-        self._healing: asyncio.Task[None] | None = None
-        self._chores: set[asyncio.Task[Any]] = set()
+        self._chores = Chores()
 
     def open(self, inlet: Inlet) -> None:
         """Begin: what was left in the spool by an earlier life is appended as soon as it can be."""
-        self._inlet = inlet
-        self._healing = asyncio.create_task(self._heal(), name="shared log")
+        self.following.inlet = inlet
         self._announcing = asyncio.create_task(self._announce(), name="announcing")
-        self._watching = asyncio.create_task(self._watch(), name="emptying")
-        if self._spool.count:
-            self._wake.set()
+        self.healing.open()
 
     async def close(self) -> None:
-        await end(*self._chores, self._healing, self._announcing, self._watching)
-        for hosted in list(self._hosted.values()):
-            self._displace(hosted)
+        await self.healing.close()
+        await self.following.close()
+        await self._chores.end()
+        await end(self._announcing)
+        for hosted in self._hosts:
+            self._hosts.displace(hosted)
+            self._bus.unsubscribe(self._log.channel(hosted.doc))
 
     # -- how it is --------------------------------------------------------------------------
 
     @property
-    def is_away(self) -> bool:
-        """Whether appends go to the spool."""
-        return self._away_since is not None
-
-    @property
-    def why_away(self) -> str | None:
-        return self._why_away or self._why_behind
-
-    @property
-    def breaker(self) -> BreakerState:
-        """The same as a breaker's state: open while appends go to the spool, half open while Redis
-        answers, and is given what is in there."""
-        if self._away_since is None:
-            return BreakerState.CLOSED
-        return BreakerState.HALF_OPEN if self._is_healing else BreakerState.OPEN
-
-    @property
     def hosted_count(self) -> int:
-        return len(self._hosted)
+        return len(self._hosts)
 
     @property
     def tails_bytes(self) -> int:
         """What is not known to be in MongoDB, of all documents here."""
-        return self._tails_bytes
+        return self._hosts.tails_bytes
 
     @property
     def max_tails_bytes(self) -> int:
         return self._max_tails_bytes
+
+    def document_at(self, channel: str) -> DocName | None:
+        """The document that a channel is about, if it is in memory here, or still held."""
+        hosted = self._hosts.at(channel)
+        return None if hosted is None else hosted.doc
+
+    def holds(self, doc: DocName) -> bool:
+        """Whether some of a document may not be in MongoDB, as far as is known here."""
+        hosted = self._hosts.get(doc)
+        return hosted is not None and bool(hosted.tail)
 
     async def demand_memory(self) -> None:
         """Before something is read anew into Redis that it has not: see that it was not emptied.
 
         Raises: one of `AWAY`.
         """
-        if not self.is_away:  # else only what is held here is being given back
+        if not self.outage.is_away:  # else only what is held here is being given back
             await self._memory.look()
 
-    def went_away(self, exc: BaseException) -> None:
-        """Redis does not do what it is asked, or not soon enough."""
-        self._why_away = _explain(exc)
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            log.warning("the shared log is away", extra={"cause": self._why_away})
-        for hosted in self._hosted.values():
-            hosted.is_behind = True
-        self._wake.set()
-
     # -- opening ----------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _locked(self, doc: DocName) -> AsyncIterator[None]:
-        async with self._locks.setdefault(doc, asyncio.Lock()):
-            yield
 
     async def load(self, doc: DocName) -> Loaded | None:
         """The document as it is now; what comes after that goes to the inlet.
@@ -287,10 +218,10 @@ class Replicator:
         Raises:
             Unavailable: MongoDB cannot be read, or a record is damaged.
         """
-        async with self._locked(doc):
-            before = self._hosted.get(doc)
-            hosted = _Hosted(doc, arriving=[])
-            self._place(hosted)
+        async with self._hosts.locked(doc):
+            before = self._hosts.get(doc)
+            hosted = Hosted(doc, arriving=[])
+            self._hosts.place(hosted)
             try:
                 loaded = await self._load(hosted, before)
             except BaseException as exc:
@@ -298,7 +229,7 @@ class Replicator:
                     self._displace(hosted)
                 else:  # what it holds may be nowhere else
                     before.is_given_up = True
-                    self._place(before)
+                    self._hosts.place(before)
                     self.release(doc)  # unless somebody tries again, as who is in the room will
                 if isinstance(exc, Damaged):
                     log.exception("a record is damaged", extra={"document": str(doc)})
@@ -308,32 +239,23 @@ class Replicator:
                 self._displace(hosted)
             return loaded
 
-    def _place(self, hosted: _Hosted) -> None:
-        """Make this what we have of its document."""
-        before = self._hosted.get(hosted.doc)
-        self._tails_bytes += hosted.tail_bytes - (before.tail_bytes if before else 0)
-        self._hosted[hosted.doc] = self._channels[self._log.channel(hosted.doc)] = hosted
-
-    def _displace(self, hosted: _Hosted) -> None:
+    def _displace(self, hosted: Hosted) -> None:
         """Have nothing of its document any more."""
-        if self._hosted.get(hosted.doc) is not hosted:
+        if not self._hosts.displace(hosted):
             return
-        channel = self._log.channel(hosted.doc)
-        del self._hosted[hosted.doc], self._channels[channel]
-        self._bus.unsubscribe(channel)
-        self._tails_bytes -= hosted.tail_bytes
+        self._bus.unsubscribe(self._log.channel(hosted.doc))
         if hosted.epoch is not None and not hosted.tail and not hosted.local:
-            self._chore(self._retire(hosted.doc, hosted.pos))
+            self._chores.start(self._retire(hosted.doc, hosted.pos))
 
-    async def _load(self, hosted: _Hosted, before: _Hosted | None) -> Loaded | None:
-        if not self.is_away:
+    async def _load(self, hosted: Hosted, before: Hosted | None) -> Loaded | None:
+        if not self.outage.is_away:
             try:
                 await self._memory.look()
                 if before is not None and before.tail:
                     await self._see_to_tail(before)
                 return await self._load_shared(hosted)
             except AWAY as exc:
-                self.went_away(exc)
+                self.outage.went_away(exc)
         if self._memory.is_settling:
             # Others hold what is neither in Redis nor in MongoDB, and are giving it back.
             raise Unavailable("the shared log is being put together again", retry_after_ms=500)
@@ -345,7 +267,7 @@ class Replicator:
         hosted.is_behind = True
         hosted.pos = last.pos
         hosted.listed_at = last.listed_at
-        hosted.given = _prizes(loaded.awards)
+        hosted.given = prizes(loaded.awards)
         if before is not None:
             # What we have had from there stays with us, and where we stood, if we had it all.
             if not before.is_given_up and not before.is_short:
@@ -355,22 +277,21 @@ class Replicator:
                 for held in before.tail
             ]
             loaded = with_records(replace(loaded, seq=hosted.pos), foreign)
-            hosted.tail, hosted.tail_bytes = before.tail, before.tail_bytes
-            self._tails_bytes += hosted.tail_bytes
+            self._hosts.inherit(hosted, before)
         spooled = await self._spool.first(hosted.doc, limit=max(1, self._spool.count))
         hosted.arriving = None
-        self._wake.set()
+        self.outage.wake.set()
         return self._with_spooled(hosted, loaded, spooled)
 
-    async def _see_to_tail(self, hosted: _Hosted) -> None:
+    async def _see_to_tail(self, hosted: Hosted) -> None:
         """See to it that the shared log has what is held here, before that is let go."""
         head = await self._log.head(hosted.doc)
         if head is None or head.epoch != hosted.epoch:
-            await self._enter_epoch(hosted)
+            await self.following.enter_epoch(hosted)
         elif head.pos < hosted.pos:
-            await self._go_on_after_loss(hosted)
+            await self.following.go_on_after_loss(hosted)
 
-    async def _load_shared(self, hosted: _Hosted) -> Loaded | None:
+    async def _load_shared(self, hosted: Hosted) -> Loaded | None:
         doc = hosted.doc
         await self._subscribe(doc)
         for _ in range(LOAD_ATTEMPTS):
@@ -390,14 +311,14 @@ class Replicator:
             hosted.epoch = head.epoch
             hosted.listed_at = last.listed_at
             hosted.pos = max(head.pos, last.pos)
-            hosted.given = _prizes(loaded.awards)
-            foreign = [self._keep(hosted, record) for record in records]
+            hosted.given = prizes(loaded.awards)
+            foreign = [self.following.keep(hosted, record) for record in records]
             arriving, hosted.arriving = hosted.arriving or (), None
             for update in arriving:
                 if update.epoch == hosted.epoch and update.pos == hosted.pos + 1:
-                    foreign.append(self._keep(hosted, _record(update)))
+                    foreign.append(self.following.keep(hosted, record_of(update)))
                 elif update.epoch != hosted.epoch or update.pos > hosted.pos:
-                    self._chore(self._fill_in(hosted))
+                    self._chores.start(self.following.fill_in(hosted))
             loaded = with_records(replace(loaded, seq=hosted.pos), foreign)
             return self._with_spooled(hosted, loaded, spooled)
         raise Unavailable(f"{doc} changes too fast to be read", retry_after_ms=500)
@@ -408,7 +329,7 @@ class Replicator:
         except Unavailable as exc:
             raise TimeoutError(str(exc)) from exc
 
-    def _with_spooled(self, hosted: _Hosted, loaded: Loaded, spooled: Sequence[Spooled]) -> Loaded:
+    def _with_spooled(self, hosted: Hosted, loaded: Loaded, spooled: Sequence[Spooled]) -> Loaded:
         """With what this instance has not been able to append yet."""
         drafts = [mongo_log.unpack(one.record) for one in spooled]
         hosted.local = len(drafts)
@@ -417,26 +338,29 @@ class Replicator:
         foreign = [foreign_of(draft, hosted.pos + at) for at, draft in enumerate(drafts, 1)]
         if spooled:
             hosted.is_behind = True  # nothing may overtake them
-            self._wake.set()
+            self.outage.wake.set()
         return with_records(loaded, foreign)
 
     def release(self, doc: DocName) -> None:
         """Hand out nothing more of this document. What is not known to be in MongoDB is kept until
         it is: who opens it again while Redis is away finds it there, or here."""
-        hosted = self._hosted.get(doc)
+        hosted = self._hosts.get(doc)
         if hosted is None:
             return
         if hosted.tail or hosted.local:
-            self._chore(self._linger(hosted))
+            self._keep_until_it_lasts(hosted)
         else:
             self._displace(hosted)
 
-    async def _linger(self, hosted: _Hosted) -> None:
-        while self._hosted.get(hosted.doc) is hosted:  # else it has been opened again
+    def _keep_until_it_lasts(self, hosted: Hosted) -> None:
+        self._chores.start(self._linger(hosted))
+
+    async def _linger(self, hosted: Hosted) -> None:
+        while self._hosts.has(hosted):  # else it has been opened again
             try:
                 await self.persist(hosted.doc)
             except Unavailable:
-                await asyncio.sleep(LAST_RETRY_S)
+                await asyncio.sleep(LINGER_S)
             except Gone:
                 self._displace(hosted)
             else:
@@ -446,7 +370,7 @@ class Replicator:
         """Leave nothing behind in Redis of a document that nobody has open any more."""
         with contextlib.suppress(*AWAY):
             await asyncio.sleep(1)  # our own subscription has to end first
-            if doc not in self._hosted:
+            if doc not in self._hosts:
                 await self._log.retire(doc, pos)
 
     # -- appending --------------------------------------------------------------------------
@@ -458,9 +382,9 @@ class Replicator:
             Conflict, NotFound: see `crdt.ports.Store.append`.
             Unavailable: it can go to neither, or somebody else was faster; read the room again.
         """
-        planned_on = self._hosted.get(batch.doc)
-        async with self._locked(batch.doc):
-            hosted = self._hosted.get(batch.doc)
+        planned_on = self._hosts.get(batch.doc)
+        async with self._hosts.locked(batch.doc):
+            hosted = self._hosts.get(batch.doc)
             if hosted is not None and batch.creates:
                 raise Conflict(f"{batch.doc} exists already")
             if hosted is not planned_on or (hosted is None and not batch.creates):
@@ -471,19 +395,19 @@ class Replicator:
                 hosted = await self._begin(batch)
             n = next(self._numbers)
             by_entry: ByEntry | None = None
-            if not hosted.is_behind and not self.is_away:
+            if not hosted.is_behind and not self.outage.is_away:
                 stored, by_entry = await self._append_shared(hosted, batch, n)
                 if stored is not None:
                     return stored
             return await self._append_local(hosted, batch, n, by_entry)
 
-    async def _begin(self, batch: Append) -> _Hosted:
+    async def _begin(self, batch: Append) -> Hosted:
         """Host a document that is about to be made."""
         doc = batch.doc
-        if self.is_away:
+        if self.outage.is_away:
             raise Unavailable("nothing new can be made now", retry_after_ms=1_000)
-        hosted = _Hosted(doc)
-        self._place(hosted)
+        hosted = Hosted(doc)
+        self._hosts.place(hosted)
         hosted.listed_at = batch.entries[0].at_ms
         try:
             await self._subscribe(doc)
@@ -493,7 +417,7 @@ class Replicator:
             head = await self._log.found(doc, 0, exists=False)
         except AWAY as exc:
             self.release(doc)
-            self.went_away(exc)
+            self.outage.went_away(exc)
             raise Unavailable("nothing new can be made now", retry_after_ms=1_000) from exc
         except BaseException:
             self.release(doc)
@@ -504,17 +428,17 @@ class Replicator:
     def demand_space(self, doc: DocName) -> None:
         """Raises Unavailable if the database is too far behind, or the spool nearly full. What is
         on its way already is taken, so neither limit is exact."""
-        hosted = self._hosted.get(doc)
+        hosted = self._hosts.get(doc)
         if hosted is None:
             return
         most = self._max_tails_bytes
-        if self._tails_bytes >= most or hosted.tail_bytes * MAX_TAIL_SHARE >= most:
+        if self._hosts.tails_bytes >= most or hosted.tail_bytes * MAX_TAIL_SHARE >= most:
             raise Unavailable("the database is too far behind", retry_after_ms=2_000)
-        if (hosted.is_behind or self.is_away) and self._spool.is_nearly_full:
+        if (hosted.is_behind or self.outage.is_away) and self._spool.is_nearly_full:
             raise Unavailable("the shared log has been away for too long", retry_after_ms=2_000)
 
     async def _append_shared(
-        self, hosted: _Hosted, batch: Append, n: int
+        self, hosted: Hosted, batch: Append, n: int
     ) -> tuple[Stored | None, ByEntry | None]:
         """Returns: None if Redis has not said in time whether it is done; and what was won, if it
         has said that."""
@@ -522,17 +446,17 @@ class Replicator:
         try:
             by_entry = await self._judge(hosted, batch.entries)
         except AWAY as exc:
-            self.went_away(exc)
+            self.outage.went_away(exc)
             return None, None
         expected = mongo_log.stored_at(hosted.pos + 1, by_entry)
         draft = mongo_log.draft(batch, by_entry, expected, hosted.listed_at)
         data = seal_record(self._sealer, doc, self._origin, n, draft)
         guards = {} if batch.status_seen is None else {"status": batch.status_seen}
-        held = _Held(0, self._origin, n, data)
+        held = Held(0, self._origin, n, data)
         answers = answers_in(draft)
         try:
             try:
-                pos = await self._put(
+                pos = await self.following.put(
                     hosted,
                     held,
                     creates=batch.creates,
@@ -542,11 +466,11 @@ class Replicator:
                 )
             except (Unfounded, EpochChanged):
                 await self._memory.look()
-                if not await self._enter_epoch(hosted):
+                if not await self.following.enter_epoch(hosted):
                     raise Outdated from None
-                pos = await self._put(hosted, held, creates=batch.creates, answers=answers)
+                pos = await self.following.put(hosted, held, creates=batch.creates, answers=answers)
         except _UNDECIDED as exc:
-            self.went_away(exc)
+            self.outage.went_away(exc)
             return None, by_entry
         except DatabaseAway:
             hosted.is_behind = True
@@ -559,56 +483,11 @@ class Replicator:
         except (Repeated, Outpaced) as exc:
             raise Outdated("another instance was faster") from exc
         stored = mongo_log.stored_at(pos, by_entry)
-        hosted.given |= _prizes(stored.awards)
+        hosted.given |= prizes(stored.awards)
         return stored, by_entry
 
-    async def _put(
-        self,
-        hosted: _Hosted,
-        held: _Held,
-        *,
-        creates: bool = False,
-        answers: Mapping[str, bytes] | None = None,
-        guards: Mapping[str, int] | None = None,
-        is_new: bool = False,
-    ) -> int:
-        """Append a record in the present epoch, with all that stands before it taken in.
-
-        Args:
-            is_new: it has not been tried before, so its position must be a new one.
-        """
-        assert hosted.epoch is not None
-        async with asyncio.timeout(APPEND_TIMEOUT_S):
-            pos = await self._log.append(
-                hosted.doc,
-                held.data,
-                epoch=hosted.epoch,
-                origin=held.origin,
-                n=held.n,
-                creates=creates,
-                answers=answers or {},
-                guards=guards or {},
-            )
-        if hosted.persisted < pos <= hosted.pos and is_new and not _has(hosted.tail, held):
-            self._hold(hosted, held)
-            if not await self._go_on_after_loss(hosted):
-                raise Outdated
-            return hosted.pos
-        if pos > hosted.pos + 1:
-            async for record in self._log.read_on(hosted.doc, hosted.pos):
-                if record.pos >= pos or record.pos > hosted.pos + 1:
-                    break
-                self._take(hosted, record)
-            if hosted.pos + 1 < pos:
-                self._give_up(hosted, "gap")  # trimmed: what is between is in MongoDB alone
-        hosted.pos = max(hosted.pos, pos)
-        self._hold(hosted, held._replace(pos=pos))
-        self._unmoved.add(hosted.doc)
-        self._has_unmoved.set()
-        return pos
-
     async def _append_local(
-        self, hosted: _Hosted, batch: Append, n: int, by_entry: ByEntry | None
+        self, hosted: Hosted, batch: Append, n: int, by_entry: ByEntry | None
     ) -> Stored:
         """
         Args:
@@ -630,12 +509,12 @@ class Replicator:
         await self._spool.append(hosted.doc, self._origin, n, record)
         hosted.local += 1
         hosted.is_behind = True
-        hosted.given |= _prizes(stored.awards)
+        hosted.given |= prizes(stored.awards)
         hosted.answers.update(answers_in(draft))
-        self._wake.set()
+        self.outage.wake.set()
         return stored
 
-    async def _judge(self, hosted: _Hosted, entries: Sequence[Entry]) -> Sequence[Sequence[Award]]:
+    async def _judge(self, hosted: Hosted, entries: Sequence[Entry]) -> Sequence[Sequence[Award]]:
         """Which records the entries win; none if the database would have to be asked, and cannot.
 
         Raises: one of `AWAY`.
@@ -650,216 +529,13 @@ class Replicator:
             # Neither the set nor its ack can wait for that. Who reads the books has told.
             return [() for _ in entries]
 
-    # -- what others append -----------------------------------------------------------------
-
-    def heard(self, channel: str, update: Update) -> None:
-        """A room's channel brings a record."""
-        hosted = self._channels.get(channel)
-        if hosted is None:
-            return
-        if hosted.is_given_up:
-            return  # who reads it again reads this as well
-        if hosted.arriving is not None:
-            hosted.arriving.append(update)
-        elif update.epoch == hosted.epoch and update.pos <= hosted.pos:
-            return  # our own, or read already
-        elif update.epoch == hosted.epoch and update.pos == hosted.pos + 1:
-            try:
-                self._take(hosted, _record(update))
-            except Damaged:
-                log.exception("a record is damaged", extra={"document": str(hosted.doc)})
-                self._give_up(hosted, "damaged_record")
-        elif not self.is_away:
-            self._chore(self._fill_in(hosted))
-
-    def _take(self, hosted: _Hosted, record: Record) -> None:
-        """Hand on what comes next, unless it is ours: then the room has it.
-
-        Raises:
-            Damaged: it cannot be read.
-        """
-        if record.pos <= hosted.pos:
-            return
-        foreign = self._keep(hosted, record)
-        if self._inlet is None:
-            return
-        if record.origin != self._origin:
-            if not hosted.is_short:
-                self._inlet.foreign(hosted.doc, [foreign])
-        elif hosted.local and foreign.awards:
-            # It was judged on its way in. Who put it there may not have heard that it arrived, and
-            # will not have it judged again.
-            self._inlet.awarded(hosted.doc, foreign.awards)
-
-    def _keep(self, hosted: _Hosted, record: Record) -> Foreign:
-        foreign = foreign_of(open_record(self._sealer, hosted.doc, record), record.pos)
-        hosted.given |= _prizes(foreign.awards)
-        hosted.pos = max(hosted.pos, record.pos)
-        self._hold(hosted, _Held(*record))
-        return foreign
-
-    async def _fill_in(self, hosted: _Hosted) -> None:
-        """Read on from where we are: the channel has left something out."""
-        async with self._locked(hosted.doc):
-            is_here = self._hosted.get(hosted.doc) is hosted and not hosted.is_given_up
-            if not is_here or hosted.epoch is None:
-                return
-            try:
-                await self._catch_up(hosted)
-            except AWAY as exc:
-                self.went_away(exc)
-            except Unavailable:
-                self._wake_later(hosted)
-            except Gone:
-                self._give_up(hosted, "deleted")
-
-    async def _catch_up(self, hosted: _Hosted) -> bool:
-        """Returns: whether the room is up with its log; if not, it is being read again."""
-        pos = hosted.pos
-        head = await self._log.head(hosted.doc)
-        if head is None or head.epoch != hosted.epoch:
-            await self._memory.look()
-            return await self._enter_epoch(hosted)
-        if head.pos < pos:
-            return await self._go_on_after_loss(hosted)
-        hosted.is_unsure = False
-        try:
-            async for record in self._log.read_on(hosted.doc, hosted.pos):
-                if record.pos > hosted.pos + 1:
-                    return self._give_up(hosted, "gap")
-                self._take(hosted, record)
-        except Damaged:
-            log.exception("a record is damaged", extra={"document": str(hosted.doc)})
-            return self._give_up(hosted, "damaged_record")
-        return True if hosted.pos >= head.pos else self._give_up(hosted, "gap")
-
-    async def _enter_epoch(self, hosted: _Hosted) -> bool:
-        """Redis has lost the document, or has it anew: give it what we have that MongoDB may not.
-
-        Returns: whether we stand at the end of the new log; if not, the room is being read again.
-        """
-        last = await self._last(hosted.doc)
-        with _asking_the_database():
-            erasures = await self._late.erasures() if hosted.tail else ()
-        tail = await self._unmoved_tail(hosted)
-        base = max(last.pos if last is not None else 0, hosted.pos) + EPOCH_STRIDE
-        # Others may have written, moved that to MongoDB and left, while we heard nothing.
-        has_missed = last is not None and last.pos > hosted.pos
-        head = await self._log.found(hosted.doc, base, exists=True)
-        log.warning("a log is founded anew", extra={"document": str(hosted.doc)})
-        given_up = hosted.epoch
-        hosted.epoch, hosted.pos, hosted.is_unsure = head.epoch, head.pos, False
-        hosted.persisted = 0
-        self._let_go(hosted, len(hosted.tail))
-        done = 0
-        try:
-            for held in tail:
-                await self._put_again(hosted, held, erasures)
-                done += 1
-        finally:
-            if done < len(tail):  # to be done again, all of it
-                hosted.epoch = given_up
-                for held in tail[done:]:
-                    self._hold(hosted, held)
-        # Others were first, and may have more.
-        if head.pos != base or has_missed or hosted.is_short:
-            if self._memory.is_settling:
-                hosted.is_short = True
-                return False
-            return self._give_up(hosted, "failover")
-        if self._inlet is not None:
-            self._inlet.renumbered(hosted.doc, hosted.pos)
-        return True
-
-    async def _put_again(
-        self, hosted: _Hosted, held: _Held, erasures: Sequence[Revocation]
-    ) -> None:
-        """Append a record of another epoch. It goes in even if its operation was carried out
-        elsewhere since, while neither knew of the other; what that was answered stands."""
-        found = open_record(self._sealer, hosted.doc, Record(*held))
-        draft = await self._late.cleaned(hosted.doc, found, erasures)
-        if draft is not found:
-            data = seal_record(self._sealer, hosted.doc, held.origin, held.n, draft)
-            held = held._replace(data=data)
-        try:
-            await self._put(hosted, held, answers=answers_in(draft))
-        except Repeated:
-            await self._put(hosted, held)
-        if draft.get("scores"):  # the books are gone as well; what was won is in the record
-            scored = [mongo_log.scored_by(draft)]
-            await self._books.judge(str(hosted.doc), scored, origin=held.origin)
-
-    async def _go_on_after_loss(self, hosted: _Hosted) -> bool:
-        """Redis has gone back behind what it had told us: begin an epoch with what we have.
-
-        Returns: see `_enter_epoch`.
-        """
-        assert hosted.epoch is not None
-        log.error("Redis has lost what it had acknowledged", extra={"document": str(hosted.doc)})
-        await self._mover.move(hosted.doc)  # what it still has, and we may not
-        last = await self._last(hosted.doc)
-        head = await self._log.head(hosted.doc)
-        known = (last.pos if last else 0, hosted.pos, head.pos if head else 0)
-        await self._log.refound(hosted.doc, hosted.epoch, max(known) + EPOCH_STRIDE)
-        return await self._enter_epoch(hosted)
-
-    async def _last(self, doc: DocName) -> Last | None:
-        with _asking_the_database():
-            return await self._store.last(doc)
-
-    async def _unmoved_tail(self, hosted: _Hosted) -> list[_Held]:
-        """The records of the tail that MongoDB has not. We may not have heard that it has others,
-        and what came after them: given back, they would count as the later ones."""
-        if not hosted.tail:
-            return []
-        with _asking_the_database():
-            places = [held.pos for held in hosted.tail]
-            known = await self._store.appends_at(hosted.doc, places)
-        return [held for held in hosted.tail if known.get(held.pos) != (held.origin, held.n)]
-
-    def _give_up(self, hosted: _Hosted, reason: str) -> bool:
-        hosted.is_given_up = True  # until it is read again, which makes another of it
-        if self._inlet is not None:
-            self._inlet.outdated(hosted.doc, reason)
-        return False
-
-    # -- the tail ---------------------------------------------------------------------------
-
-    def _hold(self, hosted: _Hosted, held: _Held) -> None:
-        hosted.tail.append(held)
-        hosted.tail_bytes += len(held.data)
-        if self._hosted.get(hosted.doc) is hosted:
-            self._tails_bytes += len(held.data)
-
-    def _let_go(self, hosted: _Hosted, count: int) -> None:
-        for _ in range(count):
-            size_bytes = len(hosted.tail.popleft().data)
-            hosted.tail_bytes -= size_bytes
-            if self._hosted.get(hosted.doc) is hosted:
-                self._tails_bytes -= size_bytes
-
-    def persisted(self, channel: str, epoch: str, upto: int) -> None:
-        """What this epoch has up to here is in MongoDB."""
-        hosted = self._channels.get(channel)
-        if hosted is not None and hosted.epoch == epoch and not hosted.is_unsure:
-            hosted.persisted = upto
-            self._let_go(hosted, sum(1 for held in hosted.tail if held.pos <= upto))
-
-    def document_at(self, channel: str) -> DocName | None:
-        """The document that a channel is about, if it is in memory here, or still held."""
-        hosted = self._channels.get(channel)
-        return None if hosted is None else hosted.doc
-
-    def holds(self, doc: DocName) -> bool:
-        """Whether some of a document may not be in MongoDB, as far as is known here."""
-        hosted = self._hosted.get(doc)
-        return hosted is not None and bool(hosted.tail)
+    # -- where it lasts ---------------------------------------------------------------------
 
     async def catch_up(self, doc: DocName) -> None:
         """Bring in what others have appended until now, if Redis can be asked."""
-        hosted = self._hosted.get(doc)
-        if hosted is not None and not self.is_away and not hosted.is_behind:
-            await self._fill_in(hosted)
+        hosted = self._hosts.get(doc)
+        if hosted is not None and not self.outage.is_away and not hosted.is_behind:
+            await self.following.fill_in(hosted)
 
     async def persist(self, doc: DocName) -> None:
         """See to it that all of a document that is here now is in MongoDB. What others append
@@ -869,19 +545,19 @@ class Replicator:
             Unavailable: it cannot be done now.
             Gone: it was deleted for good.
         """
-        hosted = self._hosted.get(doc)
+        hosted = self._hosts.get(doc)
         if hosted is None:
             return
         epoch, upto = hosted.epoch, hosted.pos
-        if hosted.local or hosted.is_behind or self.is_away:
+        if hosted.local or hosted.is_behind or self.outage.is_away:
             raise Unavailable("the shared log is away", retry_after_ms=1_000)
         try:
             await self._mover.move(doc)
         except AWAY as exc:
-            self.went_away(exc)
+            self.outage.went_away(exc)
             raise Unavailable("the shared log is away", retry_after_ms=1_000) from exc
         deadline_s = time.monotonic() + NOTICE_TIMEOUT_S
-        while self._hosted.get(doc) is hosted:  # until the channel has told us
+        while self._hosts.has(hosted):  # until the channel has told us
             is_same = hosted.epoch == epoch
             if is_same and not any(held.pos <= upto for held in hosted.tail):
                 return
@@ -893,200 +569,21 @@ class Replicator:
 
     async def answer(self, doc: DocName, key: str) -> Answer | None:
         """What an operation on this document was answered, as far as that is not in MongoDB."""
-        hosted = self._hosted.get(doc)
+        hosted = self._hosts.get(doc)
         found = hosted.answers.get(key) if hosted is not None else None
-        if found is None and not self.is_away:
+        if found is None and not self.outage.is_away:
             try:
                 async with asyncio.timeout(APPEND_TIMEOUT_S):
                     found = await self._log.answer(doc, key)
             except AWAY as exc:
-                self.went_away(exc)
+                self.outage.went_away(exc)
         return None if found is None else mongo_log.answer_of(found)
 
-    # -- healing ----------------------------------------------------------------------------
+    # -- the workers ------------------------------------------------------------------------
 
-    def missed(self) -> None:
-        """The channels may have left something out, in every room."""
-        for hosted in list(self._hosted.values()):
-            hosted.is_unsure = True
-            if not self.is_away and hosted.arriving is None and not hosted.is_given_up:
-                self._chore(self._fill_in(hosted))
-
-    def _wake_later(self, hosted: _Hosted) -> None:
-        hosted.is_behind = True
-        self._wake.set()
-
-    async def _heal(self) -> None:
-        """Bring what is behind up to date, whenever Redis answers."""
-        delay_s = FIRST_RETRY_S
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                answered_s = await self._ping()
-                self._is_healing = True
-                with contextlib.suppress(Emptied):  # what is held here is to be given back
-                    await self._memory.look()
-                behind = [hosted.doc for hosted in self._hosted.values() if hosted.is_behind]
-                await self._heal_all({*behind, *self._spool.docs})
-            except _NOT_NOW as exc:
-                if self.is_away:
-                    self._why_away = _explain(exc)
-                else:
-                    self._why_behind = _explain(exc)
-            except Exception:
-                log.exception("the shared log cannot be caught up with")
-            else:
-                if answered_s < SLOW_S and not self._memory.is_settling:
-                    self._is_back()
-            finally:
-                self._is_healing = False
-            if self.is_away or self._spool.count or any(h.is_behind for h in self._hosted.values()):
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 1.5, LAST_RETRY_S)
-                self._wake.set()
-            else:
-                delay_s, self._why_behind = FIRST_RETRY_S, None
-
-    async def _watch(self) -> None:
-        """Notice within `LOOK_EVERY_S` that Redis was emptied: somebody else may need what is held
-        here, of documents in which nobody writes."""
-        while True:
-            if not self.is_away:
-                with contextlib.suppress(*_NOT_NOW):
-                    await self._memory.look()
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    def _is_back(self) -> None:
-        if self._away_since is not None:
-            for_s = round(time.monotonic() - self._away_since, 3)
-            log.info("the shared log is back", extra={"away_s": for_s})
-        self._away_since = self._why_away = None
-
-    async def _ping(self) -> float:
-        started = time.perf_counter()
-        async with asyncio.timeout(HEAL_TIMEOUT_S):
-            await self._log.ping()
-        return time.perf_counter() - started
-
-    async def _heal_all(self, docs: Iterable[DocName]) -> None:
-        slots = asyncio.Semaphore(HEALED_AT_ONCE)
-
-        async def one(doc: DocName) -> None:
-            async with slots, self._locked(doc):
-                try:
-                    await self._heal_one(doc)
-                except Gone:
-                    await self._drop(doc)
-
-        outcomes = await asyncio.gather(*map(one, docs), return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, Unavailable):
-                raise failure
-        # These wait for MongoDB: they stay behind, and nothing else does.
-        self._why_behind = str(failures[0]) if failures else None
-
-    async def _heal_one(self, doc: DocName) -> None:
-        """Append what is in the spool, and read what others have appended."""
-        hosted = self._hosted.get(doc)
-        if hosted is None:  # nobody has it open; it is held until it is in MongoDB all the same
-            hosted = _Hosted(doc, is_behind=True, is_given_up=True)
-            self._place(hosted)
-            self._chore(self._linger(hosted))
-        if hosted.arriving is not None:
-            return  # it is being read
-        await self._subscribe(doc)
-        is_up = await self._find_place(hosted)
-        if self._memory.is_settling:
-            raise Emptied("what others hold is still to come")
-        await self._flush(hosted)
-        if hosted.is_given_up:
-            hosted.is_behind = False
-            await self._log.announce([doc])
-            return
-        if not is_up:
-            self._give_up(hosted, "failover")
-            return
-        if await self._catch_up(hosted):
-            hosted.is_behind = hosted.local > 0
-            if self._inlet is not None:
-                self._inlet.renumbered(doc, hosted.pos + hosted.local)
-
-    async def _drop(self, doc: DocName) -> None:
-        """The document was deleted for good: what we hold of it is to go nowhere."""
-        while spooled := await self._spool.first(doc):
-            await self._spool.remove([one.id for one in spooled])
-        if (hosted := self._hosted.get(doc)) is not None:
-            hosted.local, hosted.is_behind = 0, False
-            self._let_go(hosted, len(hosted.tail))
-            self._give_up(hosted, "deleted")
-
-    async def _find_place(self, hosted: _Hosted) -> bool:
-        """See to it that the document has a head that we can append to.
-
-        Returns: whether the room has all that is before it.
-        """
-        head = await self._log.head(hosted.doc)
-        if head is not None and head.epoch == hosted.epoch:
-            return not hosted.is_short
-        if hosted.epoch is not None or hosted.tail:
-            return await self._enter_epoch(hosted)
-        last = await self._store.last(hosted.doc)
-        if last is None:
-            raise Unavailable(f"there is no {hosted.doc} to append to")
-        founded = head is None
-        if head is None:
-            head = await self._log.found(hosted.doc, last.pos + EPOCH_STRIDE, exists=True)
-        # Said where it lasts: if Redis is lost on the way, this is not looked into again.
-        hosted.is_short = not founded or hosted.pos != last.pos
-        hosted.epoch, hosted.pos = head.epoch, head.pos
-        return not hosted.is_short
-
-    async def _flush(self, hosted: _Hosted) -> None:
-        """Append what is in the spool of this document, oldest first."""
-        while spooled := await self._spool.first(hosted.doc):
-            drafts = [mongo_log.unpack(one.record) for one in spooled]
-            known = await self._late.answered_before(spooled, drafts)
-            erasures = await self._late.erasures()
-            for one, found in zip(spooled, drafts, strict=True):
-                cleaned = await self._late.cleaned(hosted.doc, found, erasures)
-                has_erased = cleaned is not found
-                draft = dict(found)
-                awards: Sequence[Award] = ()
-                if "is_judged" not in found:
-                    awards = await self._late.judge(hosted.doc, one.origin, cleaned, hosted.given)
-                if awards:
-                    draft["awards"] = [mongo_log.of_award(award) for award in awards]
-                is_whole = await self._late.put(
-                    hosted.doc,
-                    one,
-                    draft,
-                    partial(self._put_late, hosted, one),
-                    known=known,
-                    erasures=erasures if has_erased else (),
-                )
-                await self._spool.remove([one.id])
-                hosted.local = max(0, hosted.local - 1)
-                if awards and self._inlet is not None:
-                    self._inlet.awarded(hosted.doc, mongo_log.by_set(awards))
-                for key in answers_in(draft):
-                    hosted.answers.pop(key, None)
-                if not is_whole or has_erased:
-                    # The room has what the log has not.
-                    self._give_up(hosted, "erased" if has_erased else "repeated")
-
-    async def _put_late(
-        self,
-        hosted: _Hosted,
-        one: Spooled,
-        made: Mapping[str, Any],
-        answers: Mapping[str, bytes],
-        guards: Mapping[str, int],
-    ) -> None:
-        data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
-        held = _Held(0, one.origin, one.n, data)
-        await self._put(hosted, held, answers=answers, guards=guards)
+    def _mark_unmoved(self, doc: DocName) -> None:
+        self._unmoved.add(doc)
+        self._has_unmoved.set()
 
     async def _announce(self) -> None:
         """Tell the workers what there is to be moved to MongoDB."""
@@ -1104,26 +601,3 @@ class Replicator:
     def forget(self, doc: DocName) -> None:
         """The document was deleted for good: nothing of it is to be moved."""
         self._unmoved.discard(doc)
-
-    def _chore(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
-
-
-def _has(tail: Iterable[_Held], held: _Held) -> bool:
-    """Whether the channel has brought this record of ours already."""
-    return any((one.origin, one.n) == (held.origin, held.n) for one in tail)
-
-
-def _record(update: Update) -> Record:
-    return Record(update.pos, update.origin, update.n, update.record)
-
-
-def _prizes(awards: Awards) -> set[tuple[str, str]]:
-    return {(set_id, type_) for set_id, won in awards.items() for type_ in won}
-
-
-def _explain(exc: BaseException) -> str:
-    """Why, without a word of hosts and names: /health shows it to anybody."""
-    return str(exc) if isinstance(exc, Unavailable) else explain(exc)

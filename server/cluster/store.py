@@ -127,11 +127,12 @@ class ClusterStore:
             origin=instance,
             max_tails_bytes=max_backlog_bytes,
         )
+        self._outage = self._replicator.outage
         self.neighbours = ClusterNeighbours(
             self._log,
             sealer,
             instance,
-            persisted=self._replicator.persisted,
+            persisted=self._replicator.following.persisted,
             hear_of=self._bus.hear_of,
         )
         self._worker = (
@@ -191,7 +192,7 @@ class ClusterStore:
             parts = msgpack.unpackb(data, raw=True)
             kind = parts[1]
             if kind == b"u":
-                self._replicator.heard(channel, unpack_update(data))
+                self._replicator.following.heard(channel, unpack_update(data))
             elif kind == b"n" and channel == self._log.channel(None):
                 self.neighbours.heard(channel, None, parts[2])
             elif kind == b"n" and (doc := self._replicator.document_at(channel)) is not None:
@@ -200,7 +201,7 @@ class ClusterStore:
             log.error("a message is malformed", extra={"channel": channel, "cause": str(exc)})
 
     def _missed(self) -> None:
-        self._replicator.missed()
+        self._replicator.following.missed()
         self.neighbours.missed()
         if self._here is not None:
             self._here.reload_revocations()
@@ -272,11 +273,11 @@ class ClusterStore:
 
     async def _see_that_it_is_moved(self, doc: DocName) -> None:
         """Let MongoDB have what was appended here, if Redis can be asked for it."""
-        if self._replicator.holds(doc) and not self._replicator.is_away:
+        if self._replicator.holds(doc) and not self._outage.is_away:
             try:
                 await self._mover.move(doc)
             except AWAY as exc:
-                self._replicator.went_away(exc)
+                self._outage.went_away(exc)
 
     async def _mark_unlisted(self, batch: Append) -> None:
         """Let all instances know whose lists lack this, before anybody is told that it is there."""
@@ -285,15 +286,15 @@ class ClusterStore:
         if batch.summary is not None:
             users.add(batch.summary.owner_id)
         users.discard(SERVER)
-        if not self._replicator.is_away:
+        if not self._outage.is_away:
             try:
                 await self._log.mark_unlisted(users, batch.doc)
             except AWAY as exc:
-                self._replicator.went_away(exc)
+                self._outage.went_away(exc)
 
     async def _list(self, user_id: UserId) -> None:
         """See to it that this user's lists have what was appended, wherever that was."""
-        if self._replicator.is_away:
+        if self._outage.is_away:
             return  # what is in MongoDB is all that can be shown
         try:
             docs = await self._log.unlisted(user_id)
@@ -302,7 +303,7 @@ class ClusterStore:
                     await self._mover.move(doc)
             await self._log.mark_listed(user_id, docs)
         except AWAY as exc:
-            self._replicator.went_away(exc)
+            self._outage.went_away(exc)
 
     async def answer(
         self, user_id: UserId, op_id: str, doc: DocName | None = None
@@ -345,13 +346,13 @@ class ClusterStore:
             if role in TRAINING_ROLES
             and (summary.status not in ENDED or self._replicator.holds(summary.doc))
         ]
-        if self._replicator.is_away:
+        if self._outage.is_away:
             return  # what is in MongoDB is all that can be shown
         try:
             for doc in docs:
                 await self._mover.move(doc)
         except AWAY as exc:
-            self._replicator.went_away(exc)
+            self._outage.went_away(exc)
 
     async def summary(self, doc: DocName) -> Summary | None:
         await self._see_that_it_is_moved(doc)
@@ -403,7 +404,7 @@ class ClusterStore:
         return await self._store.erasure_of(user_id)
 
     async def take_erasure(self, erasure_id: str, by: str) -> bool:
-        return not self._replicator.is_away and await self._store.take_erasure(erasure_id, by)
+        return not self._outage.is_away and await self._store.take_erasure(erasure_id, by)
 
     async def leave_erasure(self, erasure_id: str, by: str) -> None:
         await self._store.leave_erasure(erasure_id, by)
@@ -438,7 +439,7 @@ class ClusterStore:
     @contextmanager
     def _shared_log_needed(self) -> Iterator[None]:
         """What is done in the block is `Unavailable` while Redis is away."""
-        if self._replicator.is_away:
+        if self._outage.is_away:
             raise Unavailable("the shared log is away", retry_after_ms=1_000)
         try:
             yield
@@ -472,7 +473,7 @@ class ClusterStore:
             (
                 "shared_log_away",
                 "Whether appends go to the spool",
-                lambda: self._replicator.is_away,
+                lambda: self._outage.is_away,
             ),
             (
                 "hosted_documents",
@@ -530,11 +531,11 @@ class ClusterStore:
         return {"redis": self._report_log(), "bus": self._report_bus(), "backlog": self._backlog()}
 
     def _report_log(self) -> dict[str, Any]:
-        error = self._replicator.why_away or self._bus.publish_error
+        error = self._outage.why or self._bus.publish_error
         report: dict[str, Any] = {
             "kind": "redis",
-            "state": "degraded" if error or self._replicator.is_away else "healthy",
-            "breaker": self._replicator.breaker,
+            "state": "degraded" if error or self._outage.is_away else "healthy",
+            "breaker": self._outage.breaker,
             "latency_ms": round((self._bus.publish_latency_s or 0.0) * 1_000, 3),
             "deaf_s": round(self._bus.deaf_s, 1),
             "spool_records": self._spool.count,

@@ -415,8 +415,8 @@ async def test_who_opened_without_redis_gets_what_it_missed_though_redis_goes_ag
         here = await log_set(watch)
         assert here["durability"] == "local"
         flush = AsyncMock(side_effect=LOST)
-        patched.setattr(replicator, "_flush", flush)
-        patched.delattr(replicator, "_ping")
+        patched.setattr(replicator.healing, "_flush", flush)
+        patched.delattr(replicator.healing, "_ping")
         await eventually(lambda: _was_awaited(flush))
     wanted = {before["set_id"], here["set_id"]}
     for client in (phone, watch):
@@ -429,15 +429,15 @@ async def test_what_was_kept_here_is_shown_here_whatever_becomes_of_redis(
     await make_workout_and_leave(lazy.b)
     watch = await lazy.b.events("ana", "watch")
     replicator = replicator_of(lazy.b)
-    heal_one, gone_again = replicator._heal_one, asyncio.Event()
+    heal_one, gone_again = replicator.healing._heal_one, asyncio.Event()
 
     async def heal_and_lose(doc: DocName) -> None:
         await heal_one(doc)
-        monkeypatch.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
+        monkeypatch.setattr(replicator.healing, "_ping", AsyncMock(side_effect=LOST))
         gone_again.set()
         raise LOST
 
-    monkeypatch.setattr(replicator, "_heal_one", heal_and_lose)
+    monkeypatch.setattr(replicator.healing, "_heal_one", heal_and_lose)
     with cut_off(replicator, monkeypatch):
         here = await log_set(watch)
         assert here["durability"] == "local"
@@ -484,7 +484,7 @@ async def test_a_record_that_is_won_on_the_way_into_the_log_is_shown_though_the_
     with cut_off(replicator, monkeypatch) as patched:
         assert (await log_set(phone))["durability"] == "local"
         patched.setattr(replicator._log, "append", append_and_lose)
-        patched.delattr(replicator, "_ping")
+        patched.delattr(replicator.healing, "_ping")
         await eventually(lambda: _is_healthy(two.b))
     assert lost
     assert await records_of(phone)
@@ -518,18 +518,47 @@ async def test_an_instance_is_well_when_nothing_is_behind_any_more(
 ) -> None:
     await make_workout(await two.b.events("ana"))
     replicator = replicator_of(two.b)
-    hosted = replicator._hosted[WORKOUT]
+    hosted = replicator._hosts.get(WORKOUT)
+    assert hosted is not None
 
     async def close_and_lose(doc: DocName) -> None:
         hosted.is_behind = False
         raise LOST
 
     heal_one = AsyncMock(side_effect=close_and_lose)
-    monkeypatch.setattr(replicator, "_heal_one", heal_one)
-    replicator._wake_later(hosted)
+    monkeypatch.setattr(replicator.healing, "_heal_one", heal_one)
+    replicator.outage.fell_behind(hosted)
     await eventually(lambda: _was_awaited(heal_one))
-    assert not replicator.is_away
+    assert not replicator.outage.is_away
     await eventually(lambda: _is_healthy(two.b), timeout_s=5)
+
+
+async def test_a_database_that_cannot_keep_up_is_asked_for_less_at_once(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = await two.b.events("ana")
+    for number in range(8):
+        await phone.do("template:create", {"template_id": f"t{number}", "title": "Legs"})
+    healing = replicator_of(two.b).healing
+    heal_one, at_once, is_overloaded = healing._heal_one, 0, False
+
+    async def heal_if_not_overloaded(doc: DocName) -> None:
+        nonlocal at_once, is_overloaded
+        at_once += 1
+        is_overloaded |= at_once > 2
+        await asyncio.sleep(0.01)
+        try:
+            if is_overloaded:
+                raise Unavailable("no answer in time", retry_after_ms=1_000)
+            await heal_one(doc)
+        finally:
+            at_once -= 1
+            is_overloaded &= at_once > 0
+
+    monkeypatch.setattr(healing, "_heal_one", heal_if_not_overloaded)
+    with cut_off(replicator_of(two.b), monkeypatch):
+        pass
+    await eventually(lambda: _is_healthy(two.b))
 
 
 def replicator_of(server: RunningServer) -> Replicator:
@@ -543,8 +572,8 @@ def cut_off(
 ) -> Iterator[pytest.MonkeyPatch]:
     """For it Redis is away, until `_ping` is what it was: at the end of the block at the latest."""
     with monkeypatch.context() as patched:
-        patched.setattr(replicator, "_ping", AsyncMock(side_effect=LOST))
-        replicator.went_away(LOST)
+        patched.setattr(replicator.healing, "_ping", AsyncMock(side_effect=LOST))
+        replicator.outage.went_away(LOST)
         yield patched
 
 
