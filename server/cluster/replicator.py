@@ -263,7 +263,8 @@ class Replicator:
         last = await self._store.last(hosted.doc)
         loaded = await self._store.load(hosted.doc)
         if loaded is None or last is None:
-            return None
+            # It may have been made a moment ago, elsewhere.
+            raise Unavailable("the shared log, which may have it, is away", retry_after_ms=1_000)
         hosted.is_behind = True
         hosted.pos = last.pos
         hosted.listed_at = last.listed_at

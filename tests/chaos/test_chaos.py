@@ -19,7 +19,7 @@ from tests.chaos.stage import ROOMY, Here, counted, play, prepared
 from tests.helpers.clusters import IS_SERVED, running_cluster
 
 SIZE = 3 if IS_SERVED else 1
-CHAOS_S = float(os.environ.get("CHAOS_S", "25"))
+CHAOS_S = float(os.environ.get("CHAOS_S", "180"))
 ROUND_S = 40.0
 SHORT_SEED = 31
 

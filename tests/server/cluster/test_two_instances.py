@@ -22,7 +22,7 @@ from crdt.errors import Unavailable
 from crdt.ids import DocName
 from crdt.wire import AwarenessEntry, decode_awareness, encode_awareness
 from server.cluster.replicator import Replicator
-from server.replay.devices import DocumentClient, EventClient
+from server.replay.devices import DocumentClient, EventClient, Refused
 from tests.helpers.redis_servers import RedisProcess
 from tests.helpers.servers import RunningServer, running_server
 
@@ -421,6 +421,20 @@ async def test_who_opened_without_redis_gets_what_it_missed_though_redis_goes_ag
     wanted = {before["set_id"], here["set_id"]}
     for client in (phone, watch):
         await eventually(lambda client=client: _is(sets_of(client), wanted))
+
+
+async def test_without_redis_nobody_is_told_that_there_is_no_such_document(
+    lazy: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = await lazy.b.events("ana", "watch")
+    with cut_off(replicator_of(lazy.b), monkeypatch):
+        await make_workout(await lazy.a.events("ana"))  # in Redis alone
+        answer = await watch.ask("workout:sync", {"workout_id": WORKOUT.id})
+        assert (answer["error"]["code"], answer["error"]["retryable"]) == ("unavailable", True)
+        with pytest.raises(Refused, match="unavailable"):
+            await lazy.b.document("ana", WORKOUT)
+    await eventually(lambda: _is_healthy(lazy.b))
+    assert await sets_of(watch) == set()
 
 
 async def test_what_was_kept_here_is_shown_here_whatever_becomes_of_redis(
