@@ -275,10 +275,10 @@ async def test_who_is_at_the_door_when_they_are_revoked_does_not_get_in(
     assert server.parts.gateway.session_counts["document"] == 0
 
 
-async def test_nobody_is_put_out_before_the_revocation_is_durable(
+def slow_disk(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, phone = await admin(server), await enter(server, token())
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Returns: set when a revocation is to be written; to be set when it may be."""
     revoke, asked, synced = server.parts.store.revoke, asyncio.Event(), asyncio.Event()
 
     async def slow_revoke(*args: Any) -> None:
@@ -287,6 +287,14 @@ async def test_nobody_is_put_out_before_the_revocation_is_durable(
         await revoke(*args)
 
     monkeypatch.setattr(server.parts.store, "revoke", slow_revoke)
+    return asked, synced
+
+
+async def test_nobody_is_put_out_before_the_revocation_is_durable(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, phone = await admin(server), await enter(server, token())
+    asked, synced = slow_disk(server, monkeypatch)
     revoking = asyncio.ensure_future(root.do("auth:revoke", {"user_id": "ana"}))
     async with asyncio.timeout(DEADLINE_S):
         await asked.wait()
@@ -320,14 +328,7 @@ async def test_a_revocation_goes_through_though_its_admin_has_gone(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, phone = await admin(server), await enter(server, token())
-    revoke, asked, synced = server.parts.store.revoke, asyncio.Event(), asyncio.Event()
-
-    async def slow_revoke(*args: Any) -> None:
-        asked.set()
-        await synced.wait()
-        await revoke(*args)
-
-    monkeypatch.setattr(server.parts.store, "revoke", slow_revoke)
+    asked, synced = slow_disk(server, monkeypatch)
     revoking = asyncio.ensure_future(root.ask("auth:revoke", {"user_id": "ana"}))
     async with asyncio.timeout(DEADLINE_S):
         await asked.wait()
