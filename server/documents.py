@@ -36,6 +36,10 @@ FIRST_ASK_DELAY_S, LAST_ASK_DELAY_S = 1.0, 30.0
 each time, until one is taken."""
 ASK = "ask"
 """The session's timer for that."""
+FIRST_WORD_S = 0.25
+"""How long a client that has come in may take to ask for what it lacks, before it is asked."""
+FIRST_WORD = "first word"
+"""The session's timer for that."""
 
 DOCUMENT_EVENTS = frozenset({"sync-step-1", "sync-update", "awareness-update"})
 
@@ -111,7 +115,8 @@ class DocumentDoor:
                 return  # gone while the room was loaded
             live.demand(session.user, Right.READ)
             self._hub.join(live, session.connection)
-            self._ask(session, live)
+            # Once it has got what it lacks: when it is asked, y-socket.io says that it is synced.
+            session.start_timer(FIRST_WORD, FIRST_WORD_S, partial(self._ask_again, session, name))
             everybody = live.presence.everybody()
             if everybody:
                 self._sockets.reply(session.namespace, session.id, "awareness-update", everybody)
@@ -166,6 +171,9 @@ class DocumentDoor:
             self._metrics.events["sync-step-1", exc.code] += 1
             answer = {"ok": False, "error": exc.to_wire()}
         self._answer(ack, answer)
+        if FIRST_WORD in session.timers:
+            session.stop_timer(FIRST_WORD)
+            self._ask_again(session, name)
 
     def _room_of(self, session: Session, name: DocName) -> LiveRoom:
         live = self._hub.find(name)

@@ -86,6 +86,18 @@ export async function twoTrainersTypeIntoOneNote () {
   await expectShown(ana, template_id, a.doc)
 }
 
+export async function aProviderThatSaysItIsSyncedHasTheDocument () {
+  const { room } = await shared()
+  const a = await synced('ana', room)
+  addExercise(a.doc, 'bench', { rest_s: 90 })
+  await until(async () => { await pull(a); return exercise(a.doc, 'bench') })
+  for (let i = 0; i < 5; i++) {
+    const late = provider('ben', room)
+    await new Promise((resolve) => late.on('sync', (isSynced) => isSynced && resolve()))
+    assert.ok(exercise(late.doc, 'bench'), 'synced, and nothing there')
+  }
+}
+
 export async function editsMadeOfflineOnBothSidesConverge () {
   const { ana, template_id, room } = await shared()
   const [a, b] = [await synced('ana', room), await synced('ben', room)]

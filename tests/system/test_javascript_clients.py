@@ -186,6 +186,12 @@ async def test_two_trainers_type_into_one_note(server: RunningServer) -> None:
     await play("templates.mjs", "twoTrainersTypeIntoOneNote", server.url, tokens_of(server))
 
 
+async def test_a_provider_that_says_it_is_synced_has_the_document(server: RunningServer) -> None:
+    await play(
+        "templates.mjs", "aProviderThatSaysItIsSyncedHasTheDocument", server.url, tokens_of(server)
+    )
+
+
 async def test_edits_made_offline_on_both_sides_converge(server: RunningServer) -> None:
     await play(
         "templates.mjs", "editsMadeOfflineOnBothSidesConverge", server.url, tokens_of(server)
