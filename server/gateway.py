@@ -231,6 +231,17 @@ class Gateway:
         self._session_counts[user_id] -= 1
         if not self._session_counts[user_id]:
             del self._session_counts[user_id]
+            self._forget_allowance(user_id)
+
+    def _forget_allowance(self, user_id: UserId) -> None:
+        """Of one who is gone; not before it is whole again, or coming back would refill it."""
+        allowance = self._allowances.get(user_id)
+        if allowance is None or self._session_counts[user_id]:
+            return
+        loop = asyncio.get_running_loop()
+        if whole_in_s := allowance.whole_in_s(loop.time()):
+            loop.call_later(whole_in_s + 1.0, self._forget_allowance, user_id)
+        else:
             del self._allowances[user_id]
 
     def allowance(self, sid: str) -> Allowance | None:

@@ -76,7 +76,16 @@ class Allowance:
         self._retry_at = at + max(1.0 / rate.events_per_s, size_bytes / rate.bytes_per_s)
         return at - now
 
-    def _wait_s(self, size_bytes: int, now: float) -> float:
+    def whole_in_s(self, now: float) -> float:
+        """Returns: in how many seconds it is as a new one, if nothing is sent; 0.0 if it is."""
+        rate = self._rate
+        self._earn(now)
+        return max(
+            (rate.events_burst - self._events) / rate.events_per_s,
+            (rate.bytes_burst - self._bytes) / rate.bytes_per_s,
+        )
+
+    def _earn(self, now: float) -> None:
         rate = self._rate
         passed_s = now - self._at
         if passed_s > 0.0:
@@ -85,6 +94,10 @@ class Allowance:
             self._events = events if events < rate.events_burst else rate.events_burst
             size = self._bytes + passed_s * rate.bytes_per_s
             self._bytes = size if size < rate.bytes_burst else rate.bytes_burst
+
+    def _wait_s(self, size_bytes: int, now: float) -> float:
+        rate = self._rate
+        self._earn(now)
         wait_s = 0.0
         if self._events < 1.0:
             wait_s = (1.0 - self._events) / rate.events_per_s

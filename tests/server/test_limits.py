@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -445,7 +446,21 @@ async def test_a_user_is_limited_over_all_connections_and_others_are_not(tmp_pat
         assert (await ben.ask("time:sync", {"t0": 1}))["ok"]
 
 
-async def test_what_a_user_may_send_is_forgotten_with_the_last_connection(
+async def test_a_user_who_comes_back_may_not_send_more_for_that(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    limits = {"max_user_events_per_s": 1, "max_user_events_burst": 10}
+    async with running_server(tmp_path, **limits) as server:
+        answered: list[bool] = []
+        for _ in range(4):
+            async with inside(server) as phone:
+                for i in range(1, 8):
+                    await phone.send(f'42{i}["time:sync",{{"t0":1}}]')
+                answered += [(await phone.answer(i))["ok"] for i in range(1, 8)]
+            await until(lambda: server.parts.gateway.session_counts["events"] == 0)
+        assert 10 <= sum(answered) <= 10 + (time.monotonic() - began_s)
+
+
+async def test_what_a_user_may_send_is_forgotten_after_the_last_connection(
     server: RunningServer,
 ) -> None:
     gateway = server.parts.gateway

@@ -53,6 +53,15 @@ def test_a_pause_earns_a_burst_and_no_more(allowance: Allowance) -> None:
     assert allowance.spend(1, later) > 0.0
 
 
+def test_it_is_known_when_it_is_whole_again(allowance: Allowance) -> None:
+    assert allowance.whole_in_s(NOW) == 0.0
+    allowance.spend(1_000, NOW)
+    assert allowance.whole_in_s(NOW) == pytest.approx(1.0)
+    allowance.charge(19)
+    assert allowance.whole_in_s(NOW + 1) == pytest.approx(1.0)
+    assert allowance.whole_in_s(NOW + 3) == 0.0
+
+
 def test_a_message_larger_than_the_burst_goes_out_of_a_full_bucket(allowance: Allowance) -> None:
     assert allowance.spend(6_000, NOW) == 0.0
     assert allowance.spend(1, NOW) == pytest.approx(2.001)
