@@ -20,7 +20,7 @@ from tests.chaos.stage import ROOMY, Here, counted, play, prepared
 from tests.helpers.clusters import IS_SERVED, running_cluster
 
 SIZE = 3 if IS_SERVED else 1
-CHAOS_S = float(os.environ.get("CHAOS_S", "180"))
+CHAOS_S = float(os.environ.get("CHAOS_S", "25"))
 ROUND_S = 40.0
 ROUNDS_OF_A_CLUSTER = 10
 """Then it goes on with a new one: nx-27017 looks through all operations that were ever answered
