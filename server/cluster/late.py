@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from crdt.errors import Invalid, Unavailable, Unsynced
 from crdt.ids import DocName
@@ -40,6 +40,14 @@ log = logging.getLogger(__name__)
 
 Put = Callable[[Mapping[str, Any], Mapping[str, bytes], Mapping[str, int]], Awaitable[None]]
 """Appends a record in the place of one from the spool: the draft, its answers, its guards."""
+
+
+class _Shared(NamedTuple):
+    """A document as all have it who are not cut off: Yjs updates, and a position up to which they
+    have everything."""
+
+    updates: Sequence[bytes]
+    pos: int
 
 
 class Late:
@@ -125,12 +133,16 @@ class Late:
             return True  # it had reached the log before Redis forgot of it, and MongoDB
         repeated, is_outpaced = answers.keys() & known.keys(), False
         while True:
-            made: Mapping[str, Any] = await self._told_apart(doc, draft, repeated, is_outpaced)
+            made: Mapping[str, Any]
+            made, seen = await self._told_apart(doc, draft, repeated, is_outpaced)
             if erasures:  # only now: what cannot be told apart any more cannot be taken back
                 made = await self.cleaned(doc, made, erasures)
             left = answers_in(made)
-            has_status = "status_seen" in draft and not is_outpaced
-            guards = {"status": draft["status_seen"]} if has_status else {}
+            guards = {}
+            if "status_seen" in draft:
+                # What is taken back is written anew: it must be what stands, and who has planned
+                # on what stood before must plan again.
+                guards["status"] = seen if is_outpaced else draft["status_seen"]
             try:
                 await append(made, left, guards)
             except Repeated as exc:
@@ -142,36 +154,44 @@ class Late:
 
     async def _told_apart(
         self, doc: DocName, draft: Mapping[str, Any], repeated: Set[str], is_outpaced: bool
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], int]:
         """A record without what some of its operations have done, and with the summary that the
-        document will have."""
+        document will have; and the position up to which that is known, 0 if it was not asked."""
         if not repeated and not is_outpaced and "summary" not in draft:
-            return without_parts(draft)
+            return without_parts(draft), 0
         try:
-            shared = await self._shared(doc)
+            shared = await self._read(doc)
         except Unavailable:
             if repeated or is_outpaced:
                 raise
-            return without_parts(draft)  # no reason to wait for MongoDB
+            return without_parts(draft), 0  # no reason to wait for MongoDB
         try:
-            return taken_back(draft, doc, shared, repeated=repeated, is_outpaced=is_outpaced)
+            made = taken_back(
+                draft, doc, shared.updates, repeated=repeated, is_outpaced=is_outpaced
+            )
         except (Invalid, Unsynced):
             log.exception("what was done twice stays", extra={"document": str(doc)})
-            return without_answers(draft, repeated)
+            made = without_answers(draft, repeated)
+        return made, shared.pos
 
     async def _answered(self, doc: DocName, keys: Iterable[str]) -> list[str]:
         """Which of these operations the shared log has answered."""
         return [key for key in keys if await self._log.answer(doc, key) is not None]
 
     async def _shared(self, doc: DocName) -> Sequence[bytes]:
-        """The document as all have it who are not cut off, as Yjs updates.
+        return (await self._read(doc)).updates
 
+    async def _read(self, doc: DocName) -> _Shared:
+        """
         Raises:
             Unavailable: MongoDB cannot be read.
         """
-        # In this order: what is trimmed while we read is in MongoDB by then.
+        # In this order: what is trimmed while we read is in MongoDB by then, and what is read has
+        # all up to the position.
         records = [record async for record in self._log.read_on(doc, 0)]
+        last = await self._store.last(doc)
         loaded = await self._store.load(doc)
         updates = [*filter(None, [loaded.snapshot]), *loaded.updates] if loaded else []
         opened = (open_record(self._sealer, doc, record) for record in records)
-        return [*updates, *(draft["yjs"] for draft in opened if "yjs" in draft)]
+        pos = max(last.pos if last else 0, records[-1].pos if records else 0)
+        return _Shared([*updates, *(draft["yjs"] for draft in opened if "yjs" in draft)], pos)

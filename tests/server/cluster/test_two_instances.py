@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -525,6 +526,47 @@ async def test_a_set_wins_nothing_later_if_it_may_be_in_the_log_as_one_that_won_
     await eventually(lambda: _is_healthy(two.b))
     assert replicator._spool.count == 0
     assert await records_of(phone) == await records_of(watch) == []
+
+
+async def test_a_late_change_of_the_status_takes_nothing_back_that_came_as_it_went_in(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several, because which of two writes wins at first is a matter of chance.
+    users = [f"user-{number}" for number in range(6)]
+    here = {user: await two.b.events(user) for user in users}
+    there = {user: await two.a.events(user, "watch") for user in users}
+    for user in users:
+        for event in ("create", "start"):
+            await here[user].do(f"workout:{event}", {"workout_id": user})
+        await there[user].do("workout:join", {"workout_id": user})
+    replicator = replicator_of(two.b)
+    late = replicator.healing._late
+    read, reads = late._read, Counter[DocName]()
+
+    async def read_and_be_overtaken(doc: DocName) -> Any:
+        found = await read(doc)
+        reads[doc] += 1
+        if reads[doc] == 2:  # once it is known that it comes too late
+            await there[doc.id].do("workout:pause", {"workout_id": doc.id})
+        return found
+
+    with cut_off(replicator, monkeypatch):
+        for user in users:
+            paused = await here[user].do("workout:pause", {"workout_id": user})
+            assert paused["durability"] == "local"
+            for event in ("pause", "resume"):
+                await there[user].do(f"workout:{event}", {"workout_id": user})
+        monkeypatch.setattr(late, "_read", read_and_be_overtaken)
+    await eventually(lambda: _is_healthy(two.b))
+    assert set(reads.values()) == {3}
+
+    async def status_of(client: EventClient, user: str) -> str:
+        synced = await client.do("workout:sync", {"workout_id": user})
+        return str(synced["workout"]["status"])
+
+    for user in users:
+        for client in (here[user], there[user]):
+            assert await status_of(client, user) == "paused"
 
 
 async def test_an_instance_is_well_when_nothing_is_behind_any_more(
