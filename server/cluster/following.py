@@ -199,6 +199,7 @@ class Following:
         creates: bool = False,
         answers: Mapping[str, bytes] | None = None,
         guards: Mapping[str, int] | None = None,
+        takes_back: bool = False,
         is_new: bool = False,
     ) -> int:
         """Append a record in the present epoch, with all that stands before it taken in.
@@ -217,6 +218,7 @@ class Following:
                 creates=creates,
                 answers=answers or {},
                 guards=guards or {},
+                takes_back=takes_back,
             )
         if hosted.persisted < pos <= hosted.pos and is_new and not hosted.has(held):
             self._hosts.hold(hosted, held)

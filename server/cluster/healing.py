@@ -256,7 +256,10 @@ class Healing:
         made: Mapping[str, Any],
         answers: Mapping[str, bytes],
         guards: Mapping[str, int],
+        takes_back: bool,
     ) -> None:
         data = seal_record(self._sealer, hosted.doc, one.origin, one.n, made)
         held = Held(0, one.origin, one.n, data)
-        await self._following.put(hosted, held, answers=answers, guards=guards)
+        await self._following.put(
+            hosted, held, answers=answers, guards=guards, takes_back=takes_back
+        )

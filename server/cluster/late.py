@@ -38,8 +38,9 @@ from server.storage.spool import Spooled
 
 log = logging.getLogger(__name__)
 
-Put = Callable[[Mapping[str, Any], Mapping[str, bytes], Mapping[str, int]], Awaitable[None]]
-"""Appends a record in the place of one from the spool: the draft, its answers, its guards."""
+Put = Callable[[Mapping[str, Any], Mapping[str, bytes], Mapping[str, int], bool], Awaitable[None]]
+"""Appends a record in the place of one from the spool: the draft, its answers, its guards, and
+whether it takes back what these guard."""
 
 
 class _Shared(NamedTuple):
@@ -144,7 +145,7 @@ class Late:
                 # on what stood before must plan again.
                 guards["status"] = seen if is_outpaced else draft["status_seen"]
             try:
-                await append(made, left, guards)
+                await append(made, left, guards, is_outpaced)
             except Repeated as exc:
                 repeated |= {exc.key, *await self._answered(doc, left)}
             except Outpaced:

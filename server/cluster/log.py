@@ -212,6 +212,7 @@ class RedisLog:
         creates: bool = False,
         answers: Mapping[str, bytes] = NONE,
         guards: Mapping[str, int] = NONE,
+        takes_back: bool = False,
     ) -> int:
         """Append one record, and tell it on the room's channel (`envelope.unpack_update`).
 
@@ -222,6 +223,8 @@ class RedisLog:
             creates: the record makes the document. Else it must have been made.
             answers: key -> what to answer to who asks again; kept for 24 hours.
             guards: name -> the position up to which the writer knows what was changed there.
+            takes_back: what is guarded is as the log had it: what the same writer has planned
+                without knowing that is to be stopped by the guards, too.
 
         Returns: its position. If this `n` of the origin has been here already, the position it got
             then; if a later one was the last, that one's. Nothing is changed then.
@@ -233,7 +236,8 @@ class RedisLog:
         keys = [self._key(doc, "head"), self._key(doc, "log")]
         keys += [self._key(doc, f"op:{name}") for name in names]
         arguments: list[Argument] = [epoch, origin, n, int(creates), record]
-        arguments += [self.channel(doc), ANSWERS_KEPT_S, *answers.values()]
+        arguments += [self.channel(doc), ANSWERS_KEPT_S, "" if takes_back else origin]
+        arguments += answers.values()
         for name, seen in guards.items():
             arguments += [name, seen]
         outcome, *which = await APPEND(self._redis, keys, arguments)

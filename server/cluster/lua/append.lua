@@ -1,10 +1,10 @@
 -- Append a record to a document's log, and tell who listens to its channel.
 -- KEYS: head, log, then one key for each answer.
 -- ARGV: epoch, origin, n, creates ("1" or "0"), record, channel, seconds that answers are kept,
---       the answers, then for each guard its name and the position that the writer has seen.
+--       whose the guards are from now on, the answers, then for each guard its name and the position that the writer has seen.
 -- Returns: {"ok", position}, or the name of what stands in the way and which one.
 local head, log = KEYS[1], KEYS[2]
-local epoch, origin, n, creates, record, channel, kept_s = unpack(ARGV, 1, 7)
+local epoch, origin, n, creates, record, channel, kept_s, owner = unpack(ARGV, 1, 8)
 local answers = #KEYS - 2
 local by_origin = 'o:' .. origin
 
@@ -23,7 +23,7 @@ if creates ~= '1' and stood[3] ~= '1' then return {'missing'} end
 
 local pos = string.format('%.0f', tonumber(stood[2]) + 1)
 local guards = {}
-for i = 8 + answers, #ARGV, 2 do
+for i = 9 + answers, #ARGV, 2 do
   local name = 'g:' .. ARGV[i]
   local set = redis.call('HGET', head, name)
   if set then
@@ -39,10 +39,10 @@ end
 redis.call('XADD', log, pos .. '-0', 'r', record, 'o', origin, 'n', n)
 redis.call('HSET', head, 'pos', pos, 'created', '1', by_origin, n .. ':' .. pos)
 for _, name in ipairs(guards) do
-  redis.call('HSET', head, name, pos .. ':' .. origin)
+  redis.call('HSET', head, name, pos .. ':' .. owner)
 end
 for i = 1, answers do
-  redis.call('SET', KEYS[2 + i], ARGV[7 + i], 'EX', kept_s)
+  redis.call('SET', KEYS[2 + i], ARGV[8 + i], 'EX', kept_s)
 end
 redis.call('PUBLISH', channel,
   cmsgpack.pack({1, 'u', tonumber(pos), epoch, origin, tonumber(n), record}))

@@ -569,6 +569,26 @@ async def test_a_late_change_of_the_status_takes_nothing_back_that_came_as_it_we
             assert await status_of(client, user) == "paused"
 
 
+async def test_all_late_changes_of_the_status_leave_a_workout_that_has_ended_as_it_is(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone, watch = await two.b.events("ana"), await two.a.events("ana", "watch")
+    for number in range(6):
+        workout = {"workout_id": f"w{number}"}
+        await phone.do("workout:create", workout)
+        await phone.do("workout:start", workout)
+        await watch.do("workout:join", workout)
+        with cut_off(replicator_of(two.b), monkeypatch):
+            for event in ("pause", "resume", "pause"):
+                late = await phone.do(f"workout:{event}", workout)
+                assert late["durability"] == "local"
+            await watch.do("workout:complete", workout)
+        await eventually(lambda: _is_healthy(two.b))
+        for client in (phone, watch):
+            synced = await client.do("workout:sync", workout)
+            assert synced["workout"]["status"] == "completed"
+
+
 async def test_an_instance_is_well_when_nothing_is_behind_any_more(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
