@@ -484,9 +484,7 @@ async def test_clients_of_an_instance_that_ends_are_told_and_edit_elsewhere_at_o
     assert len(gaps_s) >= 12
     # Who is cut off knocks once more at the same door, as clients do; the next one takes them.
     assert all(count <= 2 * len(cluster.instances) for count in turned_away.values()), turned_away
-    # That 99 of 100 are under 2 s is for a machine that does nothing else.
-    assert statistics.median(gaps_s) < 2.0, sorted(gaps_s)
-    assert max(gaps_s) < 5.0, sorted(gaps_s)
+    assert statistics.quantiles(gaps_s, n=100)[98] < 2.0, sorted(gaps_s)[-5:]
 
 
 async def test_a_frozen_instance_catches_up_when_it_goes_on(gym: Gym) -> None:
