@@ -240,6 +240,7 @@ class Gateway:
             return
         loop = asyncio.get_running_loop()
         if whole_in_s := allowance.whole_in_s(loop.time()):
+            # A second later: a clock's rounding must not leave it a hair short, again and again.
             loop.call_later(whole_in_s + 1.0, self._forget_allowance, user_id)
         else:
             del self._allowances[user_id]

@@ -29,7 +29,7 @@ from server.metrics import Metrics
 from server.settings import Settings, SettingsError
 from server.signals import end_in_time, until_stopped
 from server.storage.mongo import MongoStore
-from server.tasks import end
+from server.tasks import Chores, end
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ async def work(settings: Settings) -> int:
     redis_log = RedisLog(redis, settings.redis_prefix)
     name = f"worker-{uuid4().hex[:12]}"
     logs.name_instance(name)
-    telling: set[asyncio.Task[None]] = set()
+    telling = Chores()
 
     async def tell(doc: DocName, epoch: str, upto: int) -> None:
         channel = redis_log.channel(doc)
@@ -56,9 +56,7 @@ async def work(settings: Settings) -> int:
             await redis_log.publish(doc, pack_message(sealer, channel, [name, "m", epoch, upto]))
 
     def moved(doc: DocName, epoch: str, upto: int) -> None:
-        task = asyncio.create_task(tell(doc, epoch, upto))
-        telling.add(task)
-        task.add_done_callback(telling.discard)
+        telling.start(tell(doc, epoch, upto))
 
     mover = Mover(redis_log, store, partial(open_record, sealer), on_moved=moved)
     worker = Worker(mover, redis_log, store, consumer=name, compact_after=settings.compact_after)
@@ -71,6 +69,7 @@ async def work(settings: Settings) -> int:
             await stop.wait()
             end_in_time()
             await end(working)
+            await telling.end()
     finally:
         await store.close()
         await redis.aclose()

@@ -4,7 +4,8 @@
 and once; what cannot be filled in is said (`outdated`), and the room is read again. When Redis has
 lost a log, or has it anew, it is given what is held here before anything else goes in.
 
-**Who owns what.** Where we stand is in `Hosted`, and is moved on here alone.
+**Who owns what.** Nothing but its tasks: where we stand is in `Hosted`; it is set when a document
+is opened, and when a place is found for it after an outage, and is moved on here.
 
 **What fails.** A record that cannot be read: the document is read again. Redis or MongoDB away:
 told to the caller, or to the `Outage`, if what a channel brought made us ask them.
@@ -141,6 +142,7 @@ class Following:
             self.inlet.awarded(hosted.doc, foreign.awards)
 
     def keep(self, hosted: Hosted, record: Record) -> Foreign:
+        """Move on to this record, and hold it. Returns: what a room takes in of it."""
         foreign = foreign_of(open_record(self._sealer, hosted.doc, record), record.pos)
         hosted.given |= prizes(foreign.awards)
         hosted.pos = max(hosted.pos, record.pos)
@@ -296,7 +298,7 @@ class Following:
     async def go_on_after_loss(self, hosted: Hosted) -> bool:
         """Redis has gone back behind what it had told us: begin an epoch with what we have.
 
-        Returns: see `_enter_epoch`.
+        Returns: see `enter_epoch`.
         """
         assert hosted.epoch is not None
         log.error("Redis has lost what it had acknowledged", extra={"document": str(hosted.doc)})
@@ -322,6 +324,7 @@ class Following:
         return [held for held in hosted.tail if known.get(held.pos) != (held.origin, held.n)]
 
     def give_up(self, hosted: Hosted, reason: str) -> bool:
+        """Have the room read again. Returns: False, as those do that say whether it is up."""
         hosted.is_given_up = True  # until it is read again, which makes another of it
         if self.inlet is not None:
             self.inlet.outdated(hosted.doc, reason)

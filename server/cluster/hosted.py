@@ -2,8 +2,8 @@
 
 **What is promised.** There is one entry for a document, and one lock, which orders appending,
 reading on and healing; what the channel brings comes between. `tails_bytes` is what all entries
-hold together. **Who owns what.** This owns the table; an entry's fields are set by those who hold
-its lock. **What fails.** Nothing: it is memory.
+hold together. **Who owns what.** This owns the table, and the tails in it; the other fields of an
+entry are for who opens, follows and heals its document. **What fails.** Nothing: it is memory.
 """
 
 from __future__ import annotations

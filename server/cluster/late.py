@@ -180,10 +180,12 @@ class Late:
         return [key for key in keys if await self._log.answer(doc, key) is not None]
 
     async def _shared(self, doc: DocName) -> Sequence[bytes]:
+        """The updates alone; see `_read`."""
         return (await self._read(doc)).updates
 
     async def _read(self, doc: DocName) -> _Shared:
-        """
+        """The document as the shared log has it now.
+
         Raises:
             Unavailable: MongoDB cannot be read.
         """

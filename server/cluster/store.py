@@ -193,10 +193,10 @@ class ClusterStore:
             kind = parts[1]
             if kind == b"u":
                 self._replicator.following.heard(channel, unpack_update(data))
-            elif kind == b"n" and channel == self._log.channel(None):
-                self.neighbours.heard(channel, None, parts[2])
-            elif kind == b"n" and (doc := self._replicator.document_at(channel)) is not None:
-                self.neighbours.heard(channel, doc, parts[2])
+            elif kind == b"n":
+                doc = self._replicator.document_at(channel)
+                if doc is not None or channel == self._log.channel(None):
+                    self.neighbours.heard(channel, doc, parts[2])
         except (Malformed, ValueError, TypeError, IndexError, msgpack.UnpackException) as exc:
             log.error("a message is malformed", extra={"channel": channel, "cause": str(exc)})
 

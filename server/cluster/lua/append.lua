@@ -1,7 +1,8 @@
 -- Append a record to a document's log, and tell who listens to its channel.
 -- KEYS: head, log, then one key for each answer.
 -- ARGV: epoch, origin, n, creates ("1" or "0"), record, channel, seconds that answers are kept,
---       whose the guards are from now on, the answers, then for each guard its name and the position that the writer has seen.
+--       whose the guards are from now on, the answers, then for each guard its name and the
+--       position that the writer has seen.
 -- Returns: {"ok", position}, or the name of what stands in the way and which one.
 local head, log = KEYS[1], KEYS[2]
 local epoch, origin, n, creates, record, channel, kept_s, owner = unpack(ARGV, 1, 8)
